@@ -1,0 +1,32 @@
+// Package deps keeps requirements in go.mod while packages are being written.
+package deps
+
+import (
+	_ "github.com/go-kit/log"
+	_ "github.com/go-kit/log/level"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/go-cmp/cmp/cmpopts"
+	_ "github.com/metallb/frr-k8s/api/v1beta1"
+	_ "github.com/osrg/gobgp/v4/api"
+	_ "github.com/osrg/gobgp/v4/pkg/apiutil"
+	_ "github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	_ "github.com/osrg/gobgp/v4/pkg/server"
+	_ "github.com/ovn-org/libovsdb/client"
+	_ "github.com/ovn-org/libovsdb/database/inmemory"
+	_ "github.com/ovn-org/libovsdb/server"
+	_ "github.com/vishvananda/netlink"
+	_ "github.com/vishvananda/netns"
+	_ "go.universe.tf/metallb/api/v1beta1"
+	_ "go.universe.tf/metallb/api/v1beta2"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "k8s.io/api/core/v1"
+	_ "k8s.io/apimachinery/pkg/types"
+	_ "k8s.io/client-go/kubernetes"
+	_ "k8s.io/client-go/tools/clientcmd"
+	_ "sigs.k8s.io/controller-runtime"
+	_ "sigs.k8s.io/controller-runtime/pkg/client/fake"
+	_ "sigs.k8s.io/controller-runtime/pkg/envtest"
+	_ "sigs.k8s.io/knftables"
+	_ "sigs.k8s.io/yaml"
+)
