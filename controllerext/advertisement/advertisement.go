@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package advertisement
+
+import (
+	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/lifecycle"
+)
+
+// Annotations by which MetalLB's controller says on a Service which pool its address is
+// from (metallb controller/service.go); the second is the deprecated spelling.
+const (
+	poolAnnotation           = "metallb.io/ip-allocated-from-pool"
+	deprecatedPoolAnnotation = "metallb.universe.tf/ip-allocated-from-pool"
+)
+
+// Pool is the name of the IPAddressPool that the Service's address is from, by the
+// annotations that MetalLB's controller sets; empty when it has not said so.
+func Pool(serviceAnnotations map[string]string) string {
+	if pool := serviceAnnotations[poolAnnotation]; pool != "" {
+		return pool
+	}
+	return serviceAnnotations[deprecatedPoolAnnotation]
+}
+
+// Owned is the BGPAdvertisement, in MetalLB's namespace, of one assignment. Its
+// nodeSelectors are the public label and the standby's label, so that MetalLB offers the
+// route on both nodes beforehand and a promotion makes it rewrite nothing; the guard in the
+// speakers decides which of the two sends it.
+func Owned(assignment *v1alpha1.EgressAssignment, pool, metallbNamespace string) *metallbv1beta1.BGPAdvertisement {
+	onNodesWith := func(key string) metav1.LabelSelector {
+		return metav1.LabelSelector{MatchLabels: map[string]string{key: ""}}
+	}
+	digest := lifecycle.Digest(assignment.Namespace, assignment.Name)
+	return &metallbv1beta1.BGPAdvertisement{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:   metallbNamespace,
+			Name:        "egress-" + assignment.Namespace + "-" + assignment.Name + "-" + digest,
+			Labels:      map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByValue, v1alpha1.ServiceLabel: digest},
+			Annotations: map[string]string{v1alpha1.OwnerAnnotation: assignment.Namespace + "/" + assignment.Name},
+		},
+		Spec: metallbv1beta1.BGPAdvertisementSpec{
+			IPAddressPools: []string{pool},
+			NodeSelectors: []metav1.LabelSelector{
+				onNodesWith(assignment.Spec.LabelKey),
+				onNodesWith(assignment.Spec.StandbyLabelKey()),
+			},
+			ServiceSelectors: []metav1.LabelSelector{{MatchLabels: map[string]string{v1alpha1.ServiceLabel: digest}}},
+		},
+	}
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllerext
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+)
+
+// writeStatus reports on the EgressAssignment and the EgressService.
+func (c *Controller) writeStatus(ctx context.Context, w *work) {
+	after := w.assignment.DeepCopy()
+	conditions := w.conditions()
+	for _, condition := range conditions {
+		condition.ObservedGeneration = after.Generation
+		meta.SetStatusCondition(&after.Status.Conditions, condition)
+	}
+	if w.decision.Move != nil {
+		after.Status.LastMove = w.decision.Move
+	}
+	if move := after.Status.LastMove; move != nil && move.Duration == nil && meta.IsStatusConditionTrue(after.Status.Conditions, v1alpha1.ConditionAnnounced) {
+		move.Duration = &metav1.Duration{Duration: c.Now().Sub(move.StartedAt.Time).Round(1e6)}
+	}
+	if !equality.Semantic.DeepEqual(w.assignment.Status, after.Status) {
+		w.fail("status of EgressAssignment", c.Client.Status().Patch(ctx, after, client.MergeFrom(w.assignment), fieldOwner))
+	}
+	c.writeServiceStatus(ctx, w, conditions)
+	c.event(w)
+}
+
+func (c *Controller) writeServiceStatus(ctx context.Context, w *work, conditions []metav1.Condition) {
+	after := w.egress.DeepCopy()
+	after.Status.Host = w.assignment.Spec.Primary
+	if w.assignment.Spec.SourceIPBy == string(egressv1.SourceIPNetwork) {
+		after.Status.Host = egressv1.HostAll
+	}
+	if c.ServiceConditions {
+		for _, condition := range conditions {
+			condition.ObservedGeneration = after.Generation
+			meta.SetStatusCondition(&after.Status.Conditions, condition)
+		}
+	}
+	if !equality.Semantic.DeepEqual(w.egress.Status, after.Status) {
+		// The host is written even where it is empty: upstream's schema requires it.
+		w.fail("status of EgressService", c.Client.Status().Update(ctx, after, fieldOwner))
+	}
+}
+
+// conditions are the service's, each with the reason that holds now.
+func (w *work) conditions() []metav1.Condition {
+	spec, report := w.assignment.Spec, w.reports[w.assignment.Spec.Primary]
+	assigned := w.decision.Assigned
+	if spec.SourceIPBy == string(egressv1.SourceIPNetwork) {
+		return []metav1.Condition{assigned}
+	}
+	list := []metav1.Condition{assigned}
+	add := func(kind string, ok bool, good, bad, message string) {
+		condition := metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: good}
+		if !ok {
+			condition.Status, condition.Reason, condition.Message = metav1.ConditionFalse, bad, message
+		}
+		list = append(list, condition)
+	}
+	current := report.UID == w.assignment.UID && report.ObservedGeneration >= w.assignment.Generation
+	programmed := current && report.Programmed && containsAll(report.Addresses, spec.SourceIPs)
+	if spec.Primary == "" {
+		add(v1alpha1.ConditionDataplaneReady, false, "", "NoPrimary", "no node is assigned")
+		add(v1alpha1.ConditionAnnounced, false, "", "NoPrimary", "no node is assigned")
+	} else {
+		add(v1alpha1.ConditionDataplaneReady, programmed, "Programmed", "WaitingForPrimary", orElse(report.Reason, "node "+spec.Primary+" has not reported this generation as programmed"))
+		add(v1alpha1.ConditionAnnounced, current && report.Announced, "Announced", w.notAnnounced(report), orElse(report.Reason, "node "+spec.Primary+" has not reported the address as announced"))
+	}
+	message := ""
+	if w.advertised != nil {
+		message = w.advertised.Error()
+	}
+	add(v1alpha1.ConditionAdvertisementsConsistent, w.advertised == nil, "Configured", "NotConfigured", message)
+
+	var missing []string
+	for _, condition := range list {
+		if condition.Status != metav1.ConditionTrue {
+			missing = append(missing, condition.Type)
+		}
+	}
+	reason := "NotReady"
+	if i := slices.IndexFunc(list, func(m metav1.Condition) bool { return m.Status != metav1.ConditionTrue }); i >= 0 {
+		reason = list[i].Reason
+	}
+	add(v1alpha1.ConditionReady, len(missing) == 0, "Ready", reason, "not true: "+strings.Join(missing, ", "))
+	return list
+}
+
+func (w *work) notAnnounced(report v1alpha1.EgressNodeService) string {
+	if !report.Offered {
+		return "NotOffered"
+	}
+	return "NotAnnounced"
+}
+
+// event tells the user of each change of the NodeAssigned reason and of each move.
+func (c *Controller) event(w *work) {
+	assigned, move := w.decision.Assigned, w.decision.Move
+	key := assigned.Reason + w.assignment.Spec.Primary
+	c.mutex.Lock()
+	same := c.reasons[w.key] == key
+	c.reasons[w.key] = key
+	c.mutex.Unlock()
+	if same && move == nil {
+		return
+	}
+	kind := corev1.EventTypeNormal
+	if assigned.Status != metav1.ConditionTrue && assigned.Reason != "WaitingForStandby" {
+		kind = corev1.EventTypeWarning
+	}
+	c.Recorder.Eventf(w.egress, nil, kind, assigned.Reason, "Elect", "%s", assigned.Message)
+}
+
+func orElse(text, other string) string {
+	if text != "" {
+		return text
+	}
+	return other
+}
+
+func containsAll(have, want []string) bool {
+	return !slices.ContainsFunc(want, func(w string) bool { return !slices.Contains(have, w) })
+}

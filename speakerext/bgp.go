@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package speakerext
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/go-kit/log/level"
+	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/bgp"
+)
+
+// SyncBGP merges the node's FRRConfigurations, takes out what the guard withholds and applies
+// the rest.
+func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
+	var node corev1.Node
+	if err := s.Client.Get(ctx, types.NamespacedName{Name: s.Node}, &node); err != nil {
+		return 0, fmt.Errorf("get node %s: %w", s.Node, err)
+	}
+	all, err := s.follow(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var configurations frrk8sv1beta1.FRRConfigurationList
+	if err := s.list(ctx, &configurations, client.InNamespace(s.FRRNamespace)); err != nil {
+		return 0, err
+	}
+	config, findings := bgp.Merge(nodeView(&node), configurations.Items, s.password(ctx))
+	var problems []string
+	for _, p := range findings {
+		problems = append(problems, p.String())
+	}
+	s.ledger.setProblems("bgp", problems)
+
+	guard := bgp.Guard{Egress: s.permissions(&node, all)}
+	allowed, withheld := guard.Filter(config)
+	o := offers{offered: map[netip.Addr]bool{}, open: guard.Egress}
+	for address := range guard.Egress {
+		o.offered[address] = config.Offers(address)
+	}
+	s.ledger.setOffers(o)
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	err = s.BGP.Apply(ctx, allowed)
+	if !slices.Equal(withheld, s.withheld) {
+		level.Info(s.Logger).Log("event", "guard", "msg", "egress addresses withheld from BGP", "addresses", fmt.Sprint(withheld))
+		s.withheld = withheld
+	}
+	s.wake(s.reportWake)
+	if err != nil {
+		return 0, fmt.Errorf("apply the BGP configuration: %w", err)
+	}
+	return 0, nil
+}
+
+// nodeView is the BGP package's view of the node: the addresses are those that Kubernetes
+// knows it by.
+func nodeView(node *corev1.Node) bgp.NodeView {
+	view := bgp.NodeView{Name: node.Name, Labels: node.Labels}
+	for _, a := range node.Status.Addresses {
+		if address, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			view.Addresses = append(view.Addresses, address)
+		}
+	}
+	return view
+}
+
+// permissions are all LoadBalancer IPs of EgressServices of the LoadBalancerIP kind, assigned
+// or not, and whether this node may announce each now: labelled, primary of the newest
+// assignment seen, and programmed.
+func (s *Speaker) permissions(node *corev1.Node, all []*followed) map[netip.Addr]bool {
+	may := map[netip.Addr]bool{}
+	for _, f := range all {
+		for _, address := range slices.Concat(f.loadBalancerIPs(), f.sourceIPs()) {
+			// An address that several services share is open only while each of them agrees.
+			open := s.mayAnnounce(node, f, address)
+			if before, known := may[address]; known {
+				open = open && before
+			}
+			may[address] = open
+		}
+	}
+	return may
+}
+
+func (s *Speaker) mayAnnounce(node *corev1.Node, f *followed, address netip.Addr) bool {
+	if f.role(s.Node) != v1alpha1.RolePrimary {
+		return false
+	}
+	if _, labelled := node.Labels[f.assignment.Spec.LabelKey]; !labelled {
+		return false
+	}
+	p, ok := s.ledger.isProgrammed(f.key.String())
+	return ok && p.uid == f.assignment.UID && slices.Contains(p.addresses, address)
+}
+
+// password reads a neighbor's password from a Secret of the FRRConfigurations' namespace. While
+// the API server can't be asked, the last answer holds: a session must not fall over that.
+func (s *Speaker) password(ctx context.Context) func(name string) (string, error) {
+	return func(name string) (string, error) {
+		secret, err := get(ctx, s.Secrets, types.NamespacedName{Namespace: s.FRRNamespace, Name: name}, &corev1.Secret{})
+		switch {
+		case err != nil:
+			if last, ok := s.passwords[name]; ok {
+				return last, nil
+			}
+			return "", err
+		case secret == nil:
+			delete(s.passwords, name)
+			return "", fmt.Errorf("secret %s/%s does not exist", s.FRRNamespace, name)
+		case secret.Type != corev1.SecretTypeBasicAuth:
+			return "", fmt.Errorf("secret %s/%s is not of type %s", s.FRRNamespace, name, corev1.SecretTypeBasicAuth)
+		}
+		password, ok := secret.Data[corev1.BasicAuthPasswordKey]
+		if !ok {
+			return "", fmt.Errorf("secret %s/%s has no key %s", s.FRRNamespace, name, corev1.BasicAuthPasswordKey)
+		}
+		s.passwords[name] = string(password)
+		return string(password), nil
+	}
+}

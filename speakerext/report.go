@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package speakerext
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+)
+
+const (
+	// reportInterval is the shortest time between two writes of the EgressNode.
+	reportInterval = 200 * time.Millisecond
+	// maxProblems is the EgressNode CRD's limit.
+	maxProblems = 50
+)
+
+// SyncReport brings the node's EgressNode up to date, never when it is equal.
+func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
+	if wait := reportInterval - s.Now().Sub(s.reportedAt); wait > 0 {
+		return wait, nil
+	}
+	all, err := s.follow(ctx)
+	if err != nil {
+		return 0, err
+	}
+	report, err := s.ownReport(ctx)
+	if err != nil {
+		return 0, err
+	}
+	after := report.DeepCopy()
+	after.Status = s.status(all)
+	if equality.Semantic.DeepEqual(report.Status, after.Status) {
+		return 0, nil
+	}
+	if err := s.Client.Status().Patch(ctx, after, client.MergeFrom(report)); err != nil {
+		return 0, fmt.Errorf("write EgressNode %s: %w", s.Node, err)
+	}
+	s.reportedAt = s.Now()
+	return 0, nil
+}
+
+// ownReport reads the node's EgressNode, or makes it.
+func (s *Speaker) ownReport(ctx context.Context) (*v1alpha1.EgressNode, error) {
+	key := types.NamespacedName{Name: s.Node}
+	report, err := get(ctx, s.Client, key, &v1alpha1.EgressNode{})
+	if err != nil || report != nil {
+		return report, err
+	}
+	node, err := get(ctx, s.Client, key, &corev1.Node{})
+	if err != nil {
+		return nil, err
+	}
+	if node == nil {
+		return nil, fmt.Errorf("node %s does not exist", s.Node)
+	}
+	owner := metav1.NewControllerRef(node, corev1.SchemeGroupVersion.WithKind("Node"))
+	// Blocking the Node's deletion would take a permission on its finalizers, for nothing.
+	owner.BlockOwnerDeletion = nil
+	report = &v1alpha1.EgressNode{ObjectMeta: metav1.ObjectMeta{Name: s.Node, OwnerReferences: []metav1.OwnerReference{*owner}}}
+	if err := s.Client.Create(ctx, report); err != nil {
+		return nil, fmt.Errorf("create EgressNode %s: %w", s.Node, err)
+	}
+	return report, nil
+}
+
+// status is what this node has to say.
+func (s *Speaker) status(all []*followed) v1alpha1.EgressNodeStatus {
+	status := v1alpha1.EgressNodeStatus{Version: s.Version, GatewayMode: s.gatewayMode(), Problems: s.ledger.allProblems()}
+	if len(status.Problems) > maxProblems {
+		more := len(status.Problems) - maxProblems + 1
+		status.Problems = append(status.Problems[:maxProblems-1], fmt.Sprintf("and %d more", more))
+	}
+	for _, session := range s.BGP.Sessions() {
+		status.BGPSessions = append(status.BGPSessions, v1alpha1.BGPSession{
+			Peer: session.Peer.String(), VRF: session.VRF, State: string(session.State), LastError: session.LastError,
+		})
+	}
+	o := s.ledger.offers()
+	for _, f := range all {
+		if entry, concerned := s.answer(f, o); concerned {
+			status.Services = append(status.Services, entry)
+		}
+	}
+	return status
+}
+
+// answer is this node's entry for one service, when it has a role in it.
+func (s *Speaker) answer(f *followed, o offers) (v1alpha1.EgressNodeService, bool) {
+	role := f.role(s.Node)
+	p, ok := s.ledger.isProgrammed(f.key.String())
+	confirmed := ok && f.assignment != nil && p.uid == f.assignment.UID
+	if role == "" && confirmed && p.role == v1alpha1.RolePrevious {
+		role = v1alpha1.RolePrevious
+	}
+	if role == "" {
+		return v1alpha1.EgressNodeService{}, false
+	}
+	entry := v1alpha1.EgressNodeService{Key: f.key.String(), UID: f.assignment.UID, ObservedGeneration: f.assignment.Generation, Role: role}
+	if confirmed {
+		entry.Programmed, entry.ObservedGeneration = true, p.generation
+		for _, a := range p.addresses {
+			entry.Addresses = append(entry.Addresses, a.String())
+		}
+	}
+	sources := f.sourceIPs()
+	every := func(is func(netip.Addr) bool) bool {
+		return len(sources) > 0 && !slices.ContainsFunc(sources, func(a netip.Addr) bool { return !is(a) })
+	}
+	entry.Offered = every(func(a netip.Addr) bool { return o.offered[a] })
+	entry.Announced = role == v1alpha1.RolePrimary && every(func(a netip.Addr) bool {
+		return o.open[a] && s.BGP.Announced(netip.PrefixFrom(a, a.BitLen()))
+	})
+	switch {
+	case !entry.Programmed:
+		entry.Reason = "the dataplane is not programmed yet"
+	case role == v1alpha1.RolePrimary && !entry.Offered:
+		entry.Reason = "MetalLB has not handed this node the route yet"
+	case role == v1alpha1.RolePrimary && !entry.Announced:
+		entry.Reason = "no established BGP session has been sent the route yet"
+	}
+	return entry, true
+}
