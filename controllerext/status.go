@@ -4,6 +4,7 @@ package controllerext
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
@@ -50,10 +52,16 @@ func (c *Controller) writeServiceStatus(ctx context.Context, w *work, conditions
 			meta.SetStatusCondition(&after.Status.Conditions, condition)
 		}
 	}
-	if !equality.Semantic.DeepEqual(w.egress.Status, after.Status) {
-		// The host is written even where it is empty: upstream's schema requires it.
-		w.fail("status of EgressService", c.Client.Status().Update(ctx, after, fieldOwner))
+	if equality.Semantic.DeepEqual(w.egress.Status, after.Status) {
+		return
 	}
+	// The whole status, not the difference: the schema requires the host, even where it is
+	// empty and was so before.
+	body, err := json.Marshal(map[string]any{"status": after.Status})
+	if err == nil {
+		err = c.Client.Status().Patch(ctx, after, client.RawPatch(types.MergePatchType, body), fieldOwner)
+	}
+	w.fail("status of EgressService", err)
 }
 
 // conditions are the service's, each with the reason that holds now.

@@ -84,7 +84,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	dataplane, err := dataplaneapply.New(logger, dataplaneapply.Options{
-		Node: o.node, NorthboundSocket: o.northboundSocket, OpenvSwitchSocket: o.openvSwitchSocket,
+		NorthboundSocket: o.northboundSocket, OpenvSwitchSocket: o.openvSwitchSocket,
 	})
 	if err != nil {
 		return fmt.Errorf("dataplane: %w", err)

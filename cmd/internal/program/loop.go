@@ -35,6 +35,8 @@ type Loop struct {
 const (
 	// firstRetry and lastRetry bound the back-off after an error.
 	firstRetry, lastRetry = 100 * time.Millisecond, 30 * time.Second
+	// syncTimeout bounds one call, so that what hangs is noticed and tried again.
+	syncTimeout = time.Minute
 )
 
 // everything is the only key: a loop has one thing to do.
@@ -54,8 +56,13 @@ func (l Loop) AddTo(mgr manager.Manager) error {
 	}
 	b = b.WatchesRawSource(source.Func(l.start))
 	err := b.Complete(reconcile.Func(func(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+		ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+		defer cancel()
 		again, err := l.Sync(ctx)
-		return reconcile.Result{RequeueAfter: again}, err
+		if err != nil {
+			return reconcile.Result{}, err
+		}
+		return reconcile.Result{RequeueAfter: again}, nil
 	}))
 	if err != nil {
 		return fmt.Errorf("loop %s: %w", l.Name, err)

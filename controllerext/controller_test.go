@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllerext
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/google/go-cmp/cmp"
+	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
+	"github.com/metallb-egress/metallb-egress/api/ovnkubernetes"
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+)
+
+// cluster is a fake API server with the controller on top, and a count of its writes.
+type cluster struct {
+	*testing.T
+	client     client.Client
+	controller *Controller
+	recorder   *events.FakeRecorder
+	now        time.Time
+	mutex      sync.Mutex // guards writes: the controller writes concurrently
+	writes     []string
+	// refuse, when set, may answer a write with an error.
+	refuse func(what string) error
+}
+
+func newCluster(t *testing.T, objects ...client.Object) *cluster {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, metallbv1beta1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &cluster{T: t, now: time.Unix(1000, 0), recorder: events.NewFakeRecorder(1000)}
+	write := func(verb string, object any) error {
+		what := verb
+		if o, ok := object.(client.Object); ok {
+			what += " " + o.GetName()
+		}
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		c.writes = append(c.writes, what)
+		if c.refuse != nil {
+			return c.refuse(what)
+		}
+		return nil
+	}
+	c.client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
+		WithStatusSubresource(&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &v1alpha1.EgressNode{}).
+		WithInterceptorFuncs(interceptor.Funcs{
+			Create: func(ctx context.Context, w client.WithWatch, o client.Object, options ...client.CreateOption) error {
+				if err := write("create", o); err != nil {
+					return err
+				}
+				o.SetUID(types.UID("uid-of-" + o.GetName()))
+				o.SetGeneration(1)
+				return w.Create(ctx, o, options...)
+			},
+			Update: func(ctx context.Context, w client.WithWatch, o client.Object, options ...client.UpdateOption) error {
+				if err := write("update", o); err != nil {
+					return err
+				}
+				o.SetGeneration(o.GetGeneration() + 1)
+				return w.Update(ctx, o, options...)
+			},
+			Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch, options ...client.PatchOption) error {
+				if err := write("patch", o); err != nil {
+					return err
+				}
+				return w.Patch(ctx, o, p, options...)
+			},
+			Apply: func(ctx context.Context, w client.WithWatch, o runtime.ApplyConfiguration, options ...client.ApplyOption) error {
+				if err := write("apply", o); err != nil {
+					return err
+				}
+				return w.Apply(ctx, o, options...)
+			},
+			Delete: func(ctx context.Context, w client.WithWatch, o client.Object, options ...client.DeleteOption) error {
+				if err := write("delete", o); err != nil {
+					return err
+				}
+				// The fake has no preconditions.
+				return w.Delete(ctx, o)
+			},
+			SubResourcePatch: func(ctx context.Context, w client.Client, sub string, o client.Object, p client.Patch, options ...client.SubResourcePatchOption) error {
+				if err := write("patch "+sub, o); err != nil {
+					return err
+				}
+				return w.SubResource(sub).Patch(ctx, o, p, options...)
+			},
+		}).Build()
+	c.controller = &Controller{
+		Client: c.client, Recorder: c.recorder, Logger: log.NewNopLogger(), MetalLBNamespace: "metallb-system",
+		DefaultFailurePolicy: v1alpha1.FailOpen, ServiceConditions: true, Now: func() time.Time { return c.now },
+	}
+	return c
+}
+
+func (c *cluster) sync() error {
+	c.Helper()
+	c.writes = nil
+	_, err := c.controller.Sync(c.Context())
+	return err
+}
+
+func (c *cluster) mustSync() {
+	c.Helper()
+	if err := c.sync(); err != nil {
+		c.Fatal(err)
+	}
+}
+
+func (c *cluster) assignment(name string) *v1alpha1.EgressAssignment {
+	c.Helper()
+	a := &v1alpha1.EgressAssignment{}
+	if err := c.client.Get(c.Context(), types.NamespacedName{Namespace: "ns", Name: name}, a); err != nil {
+		c.Fatal(err)
+	}
+	return a
+}
+
+// report is a node's answer to an assignment as it stands.
+func (c *cluster) report(node, name string, programmed, offered, announced bool) {
+	c.Helper()
+	a := c.assignment(name)
+	report := &v1alpha1.EgressNode{}
+	if err := c.client.Get(c.Context(), types.NamespacedName{Name: node}, report); err != nil {
+		c.Fatal(err)
+	}
+	report.Status.Services = slices.DeleteFunc(report.Status.Services, func(s v1alpha1.EgressNodeService) bool { return s.Key == "ns/"+name })
+	report.Status.Services = append(report.Status.Services, v1alpha1.EgressNodeService{
+		Key: "ns/" + name, UID: a.UID, ObservedGeneration: a.Generation, Role: v1alpha1.RoleStandby,
+		Programmed: programmed, Offered: offered, Announced: announced, Addresses: a.Spec.SourceIPs,
+	})
+	if err := c.client.Status().Update(c.Context(), report); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// ourLabels are the labels of ours on each node.
+func (c *cluster) ourLabels() map[string][]string {
+	c.Helper()
+	var nodes corev1.NodeList
+	if err := c.client.List(c.Context(), &nodes); err != nil {
+		c.Fatal(err)
+	}
+	found := map[string][]string{}
+	for _, node := range nodes.Items {
+		for _, key := range slices.Sorted(maps.Keys(node.Labels)) {
+			if strings.HasPrefix(key, egressv1.LabelPrefix) || strings.HasPrefix(key, v1alpha1.StandbyLabelPrefix) {
+				found[node.Name] = append(found[node.Name], key)
+			}
+		}
+	}
+	return found
+}
+
+// condition is "<status>/<reason>" of an assignment's condition.
+func (c *cluster) condition(name, kind string) string {
+	c.Helper()
+	for _, condition := range c.assignment(name).Status.Conditions {
+		if condition.Type == kind {
+			return string(condition.Status) + "/" + condition.Reason
+		}
+	}
+	return "absent"
+}
+
+func node(name string) []client.Object {
+	return []client.Object{
+		&corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"name": name, "kubernetes.io/hostname": name}, Annotations: map[string]string{ovnkubernetes.NodeSubnets: `{"default":["10.244.0.0/16"]}`}},
+			Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
+		},
+		&v1alpha1.EgressNode{ObjectMeta: metav1.ObjectMeta{Name: name}},
+	}
+}
+
+// service is a LoadBalancer Service with one endpoint, and its EgressService.
+func service(name, address string) []client.Object {
+	meta := metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID("uid-of-service-" + name)}
+	annotated := meta
+	annotated.Annotations = map[string]string{"metallb.io/ip-allocated-from-pool": "pool"}
+	egress := meta
+	egress.UID = types.UID("uid-of-egress-" + name)
+	return []client.Object{
+		&corev1.Service{
+			ObjectMeta: annotated, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80}}},
+			Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: address}}}},
+		},
+		&discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"10.244.1.5"}}},
+		},
+		&egressv1.EgressService{ObjectMeta: egress},
+	}
+}
+
+func TestServiceGetsItsNode(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), node("b"), service("s", "192.0.2.1"))...)
+	c.mustSync()
+	a := c.assignment("s")
+	if a.Spec.Primary != "" || a.Spec.Standby == "" || a.Spec.Epoch != 0 {
+		t.Fatalf("at first: %+v", a.Spec)
+	}
+	first, second := a.Spec.Standby, map[string]string{"a": "b", "b": "a"}[a.Spec.Standby]
+	public, standby := "egress-service.k8s.ovn.org/ns-s", "standby.metallb-egress.io/ns-s"
+	if diff := cmp.Diff(map[string][]string{first: {standby}}, c.ourLabels()); diff != "" {
+		t.Errorf("labels before the acknowledgement: -want +got:\n%s", diff)
+	}
+	if got := c.condition("s", v1alpha1.ConditionReady); got != "False/WaitingForStandby" {
+		t.Errorf("Ready is %s", got)
+	}
+
+	c.report(first, "s", true, true, false)
+	c.mustSync()
+	if diff := cmp.Diff(map[string][]string{first: {public}, second: {standby}}, c.ourLabels()); diff != "" {
+		t.Errorf("labels after the promotion: -want +got:\n%s", diff)
+	}
+	if got := c.condition("s", v1alpha1.ConditionReady); got != "False/WaitingForPrimary" {
+		t.Errorf("Ready is %s", got)
+	}
+	var egress egressv1.EgressService
+	if err := c.client.Get(t.Context(), types.NamespacedName{Namespace: "ns", Name: "s"}, &egress); err != nil {
+		t.Fatal(err)
+	}
+	if egress.Status.Host != first {
+		t.Errorf("status.host is %q, want %q", egress.Status.Host, first)
+	}
+
+	c.now = c.now.Add(3 * time.Second)
+	c.report(first, "s", true, true, true)
+	c.mustSync()
+	if got := c.condition("s", v1alpha1.ConditionReady); got != "True/Ready" {
+		t.Errorf("Ready is %s", got)
+	}
+	move := c.assignment("s").Status.LastMove
+	if move == nil || move.Duration == nil || move.Duration.Duration != 3*time.Second || move.To != first {
+		t.Errorf("last move %+v", move)
+	}
+	c.mustSync()
+	if len(c.writes) > 0 {
+		t.Errorf("a sync with nothing to do wrote %v", c.writes)
+	}
+}
+
+func TestDeletedServiceLeavesNothing(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), service("s", "192.0.2.1"))...)
+	c.mustSync()
+	c.report("a", "s", true, true, false)
+	c.mustSync()
+	if err := c.client.Delete(t.Context(), &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}}); err != nil {
+		t.Fatal(err)
+	}
+	c.mustSync()
+	if labels := c.ourLabels(); len(labels) > 0 {
+		t.Errorf("labels left: %v", labels)
+	}
+	var assignments v1alpha1.EgressAssignmentList
+	var advertisements metallbv1beta1.BGPAdvertisementList
+	var services corev1.ServiceList
+	if err := errors.Join(c.client.List(t.Context(), &assignments), c.client.List(t.Context(), &advertisements), c.client.List(t.Context(), &services)); err != nil {
+		t.Fatal(err)
+	}
+	if len(assignments.Items)+len(advertisements.Items) > 0 {
+		t.Errorf("left: %d assignments, %d advertisements", len(assignments.Items), len(advertisements.Items))
+	}
+	if _, labelled := services.Items[0].Labels[v1alpha1.ServiceLabel]; labelled {
+		t.Error("the Service is still labelled")
+	}
+	c.mustSync()
+	if len(c.writes) > 0 {
+		t.Errorf("a sync with nothing to do wrote %v", c.writes)
+	}
+}
+
+func TestForeignObjectsAreLeftAlone(t *testing.T) {
+	users := &metallbv1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "users"}}
+	c := newCluster(t, append(slices.Concat(node("a"), service("s", "192.0.2.1")), users)...)
+	c.mustSync()
+	c.report("a", "s", true, true, false)
+	c.mustSync()
+	for _, what := range c.writes {
+		if strings.Contains(what, "users") {
+			t.Errorf("wrote %s", what)
+		}
+	}
+	var got corev1.Node
+	if err := c.client.Get(t.Context(), types.NamespacedName{Name: "a"}, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Labels["name"] != "a" || got.Labels["kubernetes.io/hostname"] != "a" {
+		t.Errorf("labels %v", got.Labels)
+	}
+}
+
+func TestOneServiceThatFailsStopsOnlyItself(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), service("good", "192.0.2.1"), service("bad", "192.0.2.2"))...)
+	c.refuse = func(what string) error {
+		if strings.Contains(what, "egress-ns-bad") {
+			return errors.New("webhook says no")
+		}
+		return nil
+	}
+	if err := c.sync(); err == nil || !strings.Contains(err.Error(), "ns/bad") || strings.Contains(err.Error(), "ns/good") {
+		t.Errorf("error %v, want one that names ns/bad alone", err)
+	}
+	if got := c.condition("good", v1alpha1.ConditionAdvertisementsConsistent); got != "True/Configured" {
+		t.Errorf("good: AdvertisementsConsistent is %s", got)
+	}
+	if got := c.condition("bad", v1alpha1.ConditionAdvertisementsConsistent); got != "False/NotConfigured" {
+		t.Errorf("bad: AdvertisementsConsistent is %s", got)
+	}
+	// Without its advertisement it still gets a node: MetalLB's objects are not the dataplane's.
+	c.report("a", "bad", true, true, false)
+	_ = c.sync()
+	if got := c.assignment("bad").Spec.Primary; got != "a" {
+		t.Errorf("bad: primary %q", got)
+	}
+}
+
+func TestUnwrittenDecisionHasNoConsequences(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), service("s", "192.0.2.1"))...)
+	c.mustSync()
+	c.report("a", "s", true, true, false)
+	c.refuse = func(what string) error {
+		if what == "update s" {
+			return errors.New("the server is away")
+		}
+		return nil
+	}
+	if err := c.sync(); err == nil {
+		t.Fatal("no error")
+	}
+	if diff := cmp.Diff(map[string][]string{"a": {"standby.metallb-egress.io/ns-s"}}, c.ourLabels()); diff != "" {
+		t.Errorf("labels after a promotion that was not written: -want +got:\n%s", diff)
+	}
+}
+
+func TestBlockedServices(t *testing.T) {
+	tests := []struct {
+		name    string
+		objects func() []client.Object
+		want    string
+		message string
+	}{
+		{"no Service", func() []client.Object { return service("s", "192.0.2.1")[2:] }, "False/ServiceNotFound", "no Service of this name"},
+		{"a ClusterIP Service", func() []client.Object {
+			objects := service("s", "192.0.2.1")
+			objects[0].(*corev1.Service).Spec.Type = corev1.ServiceTypeClusterIP
+			return objects
+		}, "False/NotLoadBalancer", "not of type LoadBalancer"},
+		{"no LoadBalancer IP", func() []client.Object {
+			objects := service("s", "192.0.2.1")
+			objects[0].(*corev1.Service).Status = corev1.ServiceStatus{}
+			return objects
+		}, "False/NoLoadBalancerIP", "no LoadBalancer IP yet"},
+		{"only host-networked endpoints", func() []client.Object {
+			objects := service("s", "192.0.2.1")
+			objects[1].(*discoveryv1.EndpointSlice).Endpoints[0].Addresses = []string{"172.18.0.11"}
+			return objects
+		}, "False/NoEndpoints", "no endpoint on the pod network"},
+		{"a selector that no node matches", func() []client.Object {
+			objects := service("s", "192.0.2.1")
+			objects[2].(*egressv1.EgressService).Spec.NodeSelector.MatchLabels = map[string]string{"name": "z"}
+			return objects
+		}, "False/NoEligibleNode", "1 NodeSelectorMismatch"},
+		{"a selector that can't be parsed", func() []client.Object {
+			objects := service("s", "192.0.2.1")
+			objects[2].(*egressv1.EgressService).Spec.NodeSelector.MatchLabels = map[string]string{"not a key!": "z"}
+			return objects
+		}, "False/InvalidNodeSelector", "spec.nodeSelector"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := newCluster(t, append(node("a"), test.objects()...)...)
+			c.mustSync()
+			if got := c.condition("s", v1alpha1.ConditionNodeAssigned); got != test.want {
+				t.Errorf("NodeAssigned is %s, want %s", got, test.want)
+			}
+			if labels := c.ourLabels(); len(labels) > 0 {
+				t.Errorf("labels %v", labels)
+			}
+			select {
+			case event := <-c.recorder.Events:
+				if !strings.HasPrefix(event, "Warning") || !strings.Contains(event, test.message) {
+					t.Errorf("event %q, want a warning that says %q", event, test.message)
+				}
+			default:
+				t.Error("no event")
+			}
+			c.mustSync()
+			if len(c.writes) > 0 || len(c.recorder.Events) > 0 {
+				t.Errorf("a second sync wrote %v and %d events", c.writes, len(c.recorder.Events))
+			}
+		})
+	}
+}
+
+func TestAmbiguousLabelKeys(t *testing.T) {
+	older, younger := service("b-c", "192.0.2.1"), service("c", "192.0.2.2")
+	for _, o := range older {
+		o.SetNamespace("a")
+		o.SetCreationTimestamp(metav1.Unix(1, 0))
+	}
+	for _, o := range younger {
+		o.SetNamespace("a-b")
+		o.SetCreationTimestamp(metav1.Unix(2, 0))
+	}
+	c := newCluster(t, slices.Concat(node("n"), younger, older)...)
+	c.mustSync()
+	var list v1alpha1.EgressAssignmentList
+	if err := c.client.List(t.Context(), &list); err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]string{}
+	for _, a := range list.Items {
+		keys[a.Namespace] = a.Spec.LabelKey
+	}
+	if keys["a"] != egressv1.LabelPrefix+"a-b-c" || keys["a-b"] == keys["a"] || keys["a-b"] == "" {
+		t.Errorf("keys %v", keys)
+	}
+}
+
+func TestLabelsArePatchedOncePerNode(t *testing.T) {
+	objects := node("a")
+	for _, name := range []string{"s1", "s2", "s3", "s4"} {
+		objects = append(objects, service(name, "192.0.2."+name[1:])...)
+	}
+	c := newCluster(t, objects...)
+	c.mustSync()
+	patches := slices.DeleteFunc(slices.Clone(c.writes), func(w string) bool { return w != "patch a" })
+	if len(patches) != 1 {
+		t.Errorf("%d patches of the node for four services, want one", len(patches))
+	}
+}
