@@ -165,6 +165,9 @@ func (c *Controller) observe(s *snapshot, w *work, load map[string]int, keys map
 	electable.Selector = selector
 
 	switch {
+	case w.egress.Spec.Network != "":
+		// Leaving through the main table instead would be another network than the one asked for.
+		observed.Blocked, observed.BlockedMessage = "NetworkNotSupported", "spec.network is not supported by this version"
 	case w.egress.Spec.SourceIPBy == egressv1.SourceIPNetwork:
 		observed.Want.SourceIPBy = string(egressv1.SourceIPNetwork)
 	case w.service == nil:
@@ -177,8 +180,8 @@ func (c *Controller) observe(s *snapshot, w *work, load map[string]int, keys map
 			observed.Blocked, observed.BlockedMessage = "NoLoadBalancerIP", "the Service has no LoadBalancer IP yet"
 		}
 	}
-	any, serving := s.endpoints(w.key)
-	observed.HasEndpoints = any
+	some, serving := s.endpoints(w.key)
+	observed.HasEndpoints = some
 	if w.service != nil && w.service.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && len(serving) > 0 {
 		electable.LocalNodes = serving
 	}

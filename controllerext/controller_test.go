@@ -376,6 +376,11 @@ func TestBlockedServices(t *testing.T) {
 			objects[0].(*corev1.Service).Status = corev1.ServiceStatus{}
 			return objects
 		}, "False/NoLoadBalancerIP", "no LoadBalancer IP yet"},
+		{"a network", func() []client.Object {
+			objects := service("s", "192.0.2.1")
+			objects[2].(*egressv1.EgressService).Spec.Network = "100"
+			return objects
+		}, "False/NetworkNotSupported", "spec.network"},
 		{"only host-networked endpoints", func() []client.Object {
 			objects := service("s", "192.0.2.1")
 			objects[1].(*discoveryv1.EndpointSlice).Endpoints[0].Addresses = []string{"172.18.0.11"}
@@ -415,6 +420,24 @@ func TestBlockedServices(t *testing.T) {
 				t.Errorf("a second sync wrote %v and %d events", c.writes, len(c.recorder.Events))
 			}
 		})
+	}
+}
+
+func TestNetworkMode(t *testing.T) {
+	objects := service("s", "192.0.2.1")
+	objects[2].(*egressv1.EgressService).Spec.SourceIPBy = egressv1.SourceIPNetwork
+	c := newCluster(t, append(node("a"), objects...)...)
+	c.mustSync()
+	var egress egressv1.EgressService
+	if err := c.client.Get(t.Context(), types.NamespacedName{Namespace: "ns", Name: "s"}, &egress); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.condition("s", v1alpha1.ConditionReady); egress.Status.Host != egressv1.HostAll || got != "True/EveryNode" {
+		t.Errorf("status.host %q, Ready %s; want ALL and True/EveryNode", egress.Status.Host, got)
+	}
+	c.mustSync()
+	if len(c.writes) > 0 {
+		t.Errorf("a second sync wrote %v", c.writes)
 	}
 }
 

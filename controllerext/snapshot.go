@@ -129,21 +129,21 @@ func (s *snapshot) reportsOf(key string) map[string]v1alpha1.EgressNodeService {
 
 // endpoints says whether the Service has an endpoint on the pod network, and on which nodes
 // one is serving.
-func (s *snapshot) endpoints(service types.NamespacedName) (any bool, serving map[string]bool) {
+func (s *snapshot) endpoints(service types.NamespacedName) (some bool, serving map[string]bool) {
 	serving = map[string]bool{}
 	for _, slice := range s.slices[service] {
 		for _, endpoint := range slice.Endpoints {
 			if !slices.ContainsFunc(endpoint.Addresses, s.onPodNetwork) {
 				continue
 			}
-			any = true
+			some = true
 			ready := endpoint.Conditions.Serving == nil || *endpoint.Conditions.Serving
 			if ready && endpoint.NodeName != nil {
 				serving[*endpoint.NodeName] = true
 			}
 		}
 	}
-	return any, serving
+	return some, serving
 }
 
 func (s *snapshot) onPodNetwork(text string) bool {

@@ -17,6 +17,7 @@ import (
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/lifecycle"
 )
 
 // writeStatus reports on the EgressAssignment and the EgressService.
@@ -43,7 +44,7 @@ func (c *Controller) writeStatus(ctx context.Context, w *work) {
 func (c *Controller) writeServiceStatus(ctx context.Context, w *work, conditions []metav1.Condition) {
 	after := w.egress.DeepCopy()
 	after.Status.Host = w.assignment.Spec.Primary
-	if w.assignment.Spec.SourceIPBy == string(egressv1.SourceIPNetwork) {
+	if w.decision.Assigned.Reason == lifecycle.ReasonEveryNode {
 		after.Status.Host = egressv1.HostAll
 	}
 	if c.ServiceConditions {
@@ -68,10 +69,12 @@ func (c *Controller) writeServiceStatus(ctx context.Context, w *work, conditions
 func (w *work) conditions() []metav1.Condition {
 	spec, report := w.assignment.Spec, w.reports[w.assignment.Spec.Primary]
 	assigned := w.decision.Assigned
-	if spec.SourceIPBy == string(egressv1.SourceIPNetwork) {
-		return []metav1.Condition{assigned}
-	}
 	list := []metav1.Condition{assigned}
+	if assigned.Reason == lifecycle.ReasonEveryNode {
+		ready := assigned
+		ready.Type = v1alpha1.ConditionReady
+		return append(list, ready)
+	}
 	add := func(kind string, ok bool, good, bad, message string) {
 		condition := metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: good}
 		if !ok {

@@ -19,9 +19,23 @@ import (
 	"github.com/metallb-egress/metallb-egress/bgp"
 )
 
+// startGrace bounds how long routes are held back after a start: well below the restart time
+// that peers are told (bgp.RestartTime).
+const startGrace = 10 * time.Second
+
 // SyncBGP merges the node's FRRConfigurations, takes out what the guard withholds and applies
 // the rest.
+//
+// After a start it first waits until the dataplane has told what is programmed, at most
+// startGrace: peers that kept our routes through a graceful restart would drop those that the
+// first exchange lacks.
 func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
+	if s.startedAt.IsZero() {
+		s.startedAt = s.Now()
+	}
+	if left := startGrace - s.Now().Sub(s.startedAt); left > 0 && !s.ledger.hasStarted() {
+		return left, nil
+	}
 	var node corev1.Node
 	if err := s.Client.Get(ctx, types.NamespacedName{Name: s.Node}, &node); err != nil {
 		return 0, fmt.Errorf("get node %s: %w", s.Node, err)

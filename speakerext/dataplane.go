@@ -21,6 +21,9 @@ import (
 // Linger is how long a node that was replaced still forwards what is under way to it.
 const Linger = 30 * time.Second
 
+// localGateway is the gateway mode in which the pods' traffic leaves through the host.
+const localGateway = "local"
+
 // lingering is a service that this node was primary of until just now.
 type lingering struct {
 	uid   types.UID
@@ -38,9 +41,8 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	services, again := map[string]programmed{}, time.Duration(0)
-	previous, wake := s.previous(all)
-	again = wake
+	services, refused := map[string]programmed{}, map[string]string{}
+	previous, again := s.previous(all)
 	for _, f := range all {
 		if f.assignment == nil {
 			continue
@@ -57,7 +59,11 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 			role = v1alpha1.RolePrevious
 		}
 		input.Services = append(input.Services, planned(f, role, found))
-		if missing := missingManagement(input.Nodes[s.Node], f.sourceIPs()); role != "" && missing == "" {
+		switch why := s.cannotServe(input.Nodes[s.Node], f.sourceIPs()); {
+		case role == "":
+		case why != "":
+			refused[f.key.String()] = why
+		default:
 			services[f.key.String()] = programmed{f.assignment.UID, f.assignment.Generation, role, f.sourceIPs()}
 		}
 	}
@@ -66,6 +72,7 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 		problems = append(problems, p.Service+": "+p.Message)
 	}
 	s.ledger.setProblems("dataplane", problems)
+	s.ledger.refuse(refused)
 	if s.ledger.narrow(services) {
 		s.wake(s.bgpWake)
 	}
@@ -76,8 +83,12 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("apply the dataplane's plan: %w", err)
 	}
-	if s.ledger.enter(sequence, s.Dataplane.Installed(), services) {
+	started := s.ledger.hasStarted()
+	changed := s.ledger.enter(sequence, s.Dataplane.Installed(), services)
+	if changed {
 		level.Info(s.Logger).Log("event", "programmed", "msg", "the dataplane has caught up", "sequence", sequence)
+	}
+	if changed || s.ledger.hasStarted() != started {
 		s.wake(s.bgpWake)
 	}
 	s.wake(s.reportWake)
@@ -175,15 +186,23 @@ func planned(f *followed, role v1alpha1.Role, endpoints []endpoint) dataplane.Se
 	return service
 }
 
-// missingManagement names the family of a source IP for which the node has no management
-// address: there packets can't leave, and the node must not say that they can.
-func missingManagement(node dataplane.NodeFacts, sources []netip.Addr) string {
+// cannotServe says why this node must not answer that it has a service programmed, or is empty:
+// packets could not leave through it, or not come back.
+func (s *Speaker) cannotServe(node dataplane.NodeFacts, sources []netip.Addr) string {
+	if mode := s.gatewayMode(); mode != "" && mode != localGateway {
+		return "OVN-Kubernetes' gateway mode " + mode + " is not supported on a node that serves an EgressService"
+	}
 	for _, source := range sources {
-		if !slices.ContainsFunc(node.ManagementAddresses, func(a netip.Addr) bool { return a.Is4() == source.Is4() }) {
-			if source.Is4() {
-				return "IPv4"
-			}
-			return "IPv6"
+		sameFamily := func(a netip.Addr) bool { return a.Is4() == source.Is4() }
+		family := "IPv6"
+		if source.Is4() {
+			family = "IPv4"
+		}
+		if !slices.ContainsFunc(node.ManagementAddresses, sameFamily) {
+			return "the node has no " + family + " pod subnet (annotation " + ovnkubernetes.NodeSubnets + ")"
+		}
+		if !slices.ContainsFunc(node.TransitAddresses, sameFamily) {
+			return "the node has no " + family + " address on the transit switch (annotation " + ovnkubernetes.TransitSwitchPort + "): OVN-Kubernetes' interconnect is needed"
 		}
 	}
 	return ""

@@ -27,6 +27,8 @@ type ledger struct {
 	mutex     sync.Mutex
 	applied   []entry               // applied, not yet seen at the integration bridge; oldest first
 	confirmed map[string]programmed // by service key
+	refused   map[string]string     // by service key: why this node can't serve it
+	started   bool                  // some plan has been confirmed since the start
 	problems  map[string][]string   // what each loop could not honour
 	config    offers                // of the newest BGP sync
 }
@@ -72,6 +74,7 @@ func (l *ledger) enter(sequence, installed dataplane.Sequence, services map[stri
 	if reached < 0 {
 		return false
 	}
+	l.started = true
 	before := l.confirmed
 	l.confirmed = l.applied[reached].services
 	l.applied = slices.Clone(l.applied[reached:])
@@ -84,6 +87,27 @@ func (l *ledger) isProgrammed(key string) (programmed, bool) {
 	defer l.mutex.Unlock()
 	p, ok := l.confirmed[key]
 	return p, ok
+}
+
+// hasStarted is true once what this node had programmed is known again.
+func (l *ledger) hasStarted() bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.started
+}
+
+// refuse replaces what this node can't serve.
+func (l *ledger) refuse(refused map[string]string) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.refused = refused
+}
+
+// refusal is why this node can't serve a service, or empty.
+func (l *ledger) refusal(key string) string {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.refused[key]
 }
 
 func (l *ledger) setOffers(o offers) {

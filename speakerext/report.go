@@ -121,7 +121,10 @@ func (s *Speaker) answer(f *followed, o offers) (v1alpha1.EgressNodeService, boo
 	entry.Announced = role == v1alpha1.RolePrimary && every(func(a netip.Addr) bool {
 		return o.open[a] && s.BGP.Announced(netip.PrefixFrom(a, a.BitLen()))
 	})
+	refusal := s.ledger.refusal(entry.Key)
 	switch {
+	case refusal != "":
+		entry.Reason = refusal
 	case !entry.Programmed:
 		entry.Reason = "the dataplane is not programmed yet"
 	case role == v1alpha1.RolePrimary && !entry.Offered:

@@ -67,6 +67,7 @@ type Speaker struct {
 	// Of the BGP loop.
 	passwords map[string]string
 	withheld  []netip.Addr
+	startedAt time.Time
 	// Of the report loop.
 	reportedAt time.Time
 

@@ -284,6 +284,7 @@ func TestGuard(t *testing.T) {
 func TestOtherAddressesAreNeverWithheld(t *testing.T) {
 	r := newRig(t)
 	r.sync()
+	r.settle()
 	if r.announces("192.0.2.1") || !r.announces("192.0.2.9") {
 		t.Errorf("announces .1: %v, .9: %v; want only .9", r.announces("192.0.2.1"), r.announces("192.0.2.9"))
 	}
@@ -311,6 +312,7 @@ func TestEndpointChurnDoesNotHoldBackWhatIsProgrammed(t *testing.T) {
 func TestReport(t *testing.T) {
 	r := newRig(t)
 	r.setLabel(true)
+	r.startedAt = r.now.Add(-startGrace)
 	r.sync()
 	got := r.report()
 	if got.Programmed || got.ObservedGeneration != 7 || got.Role != v1alpha1.RolePrimary || !got.Offered || got.Announced || !strings.Contains(got.Reason, "not programmed") {
@@ -419,13 +421,47 @@ func TestForeignEndpointsAreLeftAlone(t *testing.T) {
 	}
 }
 
-func TestNodeWithoutAManagementAddressNeverAcknowledges(t *testing.T) {
+func TestNodeThatCannotServeNeverAcknowledges(t *testing.T) {
+	tests := []struct{ name, annotation, value, want string }{
+		{"no pod subnet", ovnkubernetes.NodeSubnets, `{}`, "no IPv4 pod subnet"},
+		{"no transit switch", ovnkubernetes.TransitSwitchPort, `{}`, "interconnect is needed"},
+		{"shared gateway mode", ovnkubernetes.L3GatewayConfig, `{"default":{"mode":"shared"}}`, "gateway mode shared"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRig(t)
+			change(r, types.NamespacedName{Name: "n1"}, &corev1.Node{}, func(n *corev1.Node) { n.Annotations[test.annotation] = test.value })
+			r.setLabel(true)
+			r.sync()
+			r.settle()
+			if got := r.report(); got.Programmed || !strings.Contains(got.Reason, test.want) {
+				t.Errorf("programmed %v, reason %q; want a reason that says %q", got.Programmed, got.Reason, test.want)
+			}
+			if r.announces("192.0.2.1") {
+				t.Error("announced")
+			}
+		})
+	}
+}
+
+func TestNothingIsAnnouncedBeforeTheStartIsOver(t *testing.T) {
 	r := newRig(t)
-	change(r, types.NamespacedName{Name: "n1"}, &corev1.Node{}, func(n *corev1.Node) { delete(n.Annotations, ovnkubernetes.NodeSubnets) })
+	again, err := r.SyncBGP(t.Context())
+	if err != nil || again != startGrace || len(r.bgp.config.Routers) > 0 {
+		t.Fatalf("again in %v, error %v, %d routers; want %v and none", again, err, len(r.bgp.config.Routers), startGrace)
+	}
+	r.now = r.now.Add(startGrace)
+	r.syncBGP()
+	if !r.announces("192.0.2.9") || r.announces("192.0.2.1") {
+		t.Error("after the grace, without a dataplane: want the ordinary address and not the egress one")
+	}
+
+	r = newRig(t)
+	r.setLabel(true)
+	r.dataplane.installed = 1
 	r.sync()
-	r.settle()
-	if got := r.report(); got.Programmed {
-		t.Errorf("%+v", got)
+	if !r.announces("192.0.2.1") {
+		t.Error("a restarted speaker whose dataplane is in place left its address out of the first exchange")
 	}
 }
 

@@ -23,6 +23,9 @@ const (
 	RestMin, RestMax = 30 * time.Second, 10 * time.Minute
 )
 
+// ReasonEveryNode is the NodeAssigned reason of a service that needs no election.
+const ReasonEveryNode = "EveryNode"
+
 // Service is one service as observed.
 type Service struct {
 	// Key is <namespace>/<name>.
@@ -101,7 +104,7 @@ func (s *step) decide() {
 		s.release(s.Blocked, s.BlockedMessage)
 		return
 	case spec.SourceIPBy == "Network":
-		s.release("EveryNode", "sourceIPBy is Network: every node handles its own endpoints")
+		s.release(ReasonEveryNode, "sourceIPBy is Network: every node handles its own endpoints")
 		return
 	case spec.Primary == "" && !s.HasEndpoints:
 		s.release("NoEndpoints", "the Service has no endpoint on the pod network yet")
@@ -209,7 +212,7 @@ func (s *step) release(reason, message string) {
 	spec.Standby = ""
 	s.forgetWait()
 	status := metav1.ConditionFalse
-	if reason == "EveryNode" {
+	if reason == ReasonEveryNode {
 		status = metav1.ConditionTrue
 	}
 	s.assigned(status, reason, message)
