@@ -83,6 +83,10 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	survived, err := dataplaneapply.Survived(ctx)
+	if err != nil {
+		return fmt.Errorf("dataplane: %w", err)
+	}
 	dataplane, err := dataplaneapply.New(logger, dataplaneapply.Options{
 		NorthboundSocket: o.northboundSocket, OpenvSwitchSocket: o.openvSwitchSocket,
 	})
@@ -90,7 +94,7 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("dataplane: %w", err)
 	}
 	defer dataplane.Close()
-	routes := gobgp.New(logger, gobgp.Options{})
+	routes := gobgp.New(logger, gobgp.Options{ForwardingPreserved: survived})
 	defer func() {
 		// The peers keep the routes where graceful restart was negotiated: the dataplane goes on.
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)

@@ -19,8 +19,11 @@ const (
 	// OfferTimeout is how long a replacement is waited for silently until MetalLB offers it
 	// the route; then the wait goes on and the condition says so.
 	OfferTimeout = 10 * time.Second
-	// RestMin and RestMax bound how long a node that did not acknowledge is avoided.
-	RestMin, RestMax = 30 * time.Second, 10 * time.Minute
+	// RestMin is how long a node that did not acknowledge is avoided; twice as long each
+	// further time, up to RestMax.
+	RestMin = 30 * time.Second
+	// RestMax is the longest rest.
+	RestMax = 10 * time.Minute
 )
 
 // ReasonEveryNode is the NodeAssigned reason of a service that needs no election.

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gobgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/osrg/gobgp/v4/api"
+	gobgpapiutil "github.com/osrg/gobgp/v4/pkg/apiutil"
+	gobgpserver "github.com/osrg/gobgp/v4/pkg/server"
+
+	"github.com/metallb-egress/metallb-egress/bgp"
+)
+
+// instanceKey is what a running GoBGP server can't change.
+type instanceKey struct {
+	vrf string
+	asn uint32
+	id  netip.Addr
+}
+
+func (k instanceKey) String() string {
+	return fmt.Sprintf("router of VRF %q (AS %d, ID %s)", k.vrf, k.asn, k.id)
+}
+
+// instance is one GoBGP server and what it has been given. Only Apply and Stop write the fields
+// below mu, and hold it for that; other goroutines read them with it.
+type instance struct {
+	key    instanceKey
+	logger log.Logger
+	server *gobgpserver.BgpServer
+	cancel context.CancelFunc // of the event watcher
+	notify func()
+	// stopped silences GoBGP's log: it complains about being stopped twice.
+	stopped atomic.Bool
+
+	policies policies // of Apply alone
+
+	mu       sync.Mutex
+	peers    map[netip.Addr]peer
+	paths    map[netip.Prefix][]tag // as given to GoBGP, tags ordered
+	sessions map[netip.Addr]*session
+}
+
+// peer is a neighbor that GoBGP has.
+type peer struct {
+	index uint32       // in tags; never used again for another peer of this server
+	conf  bgp.Neighbor // without Routes
+}
+
+// startInstance starts a server that has its default policies and no peers.
+//
+// GoBGP v4.8.0 writes its route selection options, always the same ones here, to package variables
+// in StartBgp (osrg/gobgp#3659): two servers must not start at once.
+func startInstance(ctx context.Context, logger log.Logger, key instanceKey, notify func()) (*instance, error) {
+	i := &instance{
+		key:      key,
+		logger:   log.With(logger, "vrf", key.vrf, "asn", key.asn, "routerID", key.id),
+		notify:   notify,
+		policies: newPolicies(),
+		peers:    map[netip.Addr]peer{},
+		paths:    map[netip.Prefix][]tag{},
+		sessions: map[netip.Addr]*session{},
+	}
+	i.server = gobgpserver.NewBgpServer(gobgpserver.LoggerOption(slog.New(&tap{instance: i}), nil))
+	go i.server.Serve()
+	watching, cancel := context.WithCancel(context.Background())
+	i.cancel = cancel
+
+	err := i.server.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
+		Asn:          key.asn,
+		RouterId:     key.id.String(),
+		ListenPort:   -1,
+		Families:     globalFamilies,
+		BindToDevice: key.vrf,
+	}})
+	if err == nil {
+		err = i.defaultPolicies(ctx)
+	}
+	if err == nil {
+		err = i.server.WatchEvent(watching, gobgpserver.WatchEventMessageCallbacks{OnPeerUpdate: i.peerUpdate}, gobgpserver.WatchPeer())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: starting: %w", key, err), i.stop(ctx, bgp.Withdraw))
+	}
+	return i, nil
+}
+
+// apply converges the server on want.
+//
+// The order matters: what must not be announced goes first; a statement comes before the paths
+// that need it and goes after them; a peer comes last, when all its paths are there.
+func (i *instance) apply(ctx context.Context, want bgp.Router, restarting func(vrf string, peer netip.Addr) bool) error {
+	var errs []error
+	failed := func(err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", i.key, err))
+		}
+	}
+	failed(i.removePeers(ctx, want))
+	plan := i.plan(want)
+	failed(i.withdraw(ctx, plan))
+	missing, err := i.addStatements(ctx, plan)
+	failed(err)
+	plan.without(missing)
+	failed(i.announce(ctx, plan))
+	failed(i.removeStatements(ctx))
+	failed(i.addPeers(ctx, want, restarting))
+	return errors.Join(errs...)
+}
+
+// announced says whether p is with GoBGP and one of its peers, in a session that carries p's
+// family, is to have it. After a restart GoBGP may hold paths back for deferralTime more.
+func (i *instance) announced(p netip.Prefix) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, tag := range i.paths[p] {
+		for address, peer := range i.peers {
+			if peer.index == tag.peer && i.sessions[address].carries(p) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// settleTime is how long the counters of sent UPDATEs have to stand still before everything that
+// was given to GoBGP counts as sent: it has no call to flush. maxSettleTime bounds the wait.
+const (
+	settleTime    = 200 * time.Millisecond
+	maxSettleTime = 2 * time.Second
+)
+
+// settle waits until GoBGP has probably sent what it was given.
+func (i *instance) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, maxSettleTime)
+	defer cancel()
+	ticker := time.NewTicker(settleTime / 4)
+	defer ticker.Stop()
+	last, since := i.sentUpdates(ctx), time.Now()
+	for time.Since(since) < settleTime {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if now := i.sentUpdates(ctx); now != last {
+			last, since = now, time.Now()
+		}
+	}
+}
+
+func (i *instance) sentUpdates(ctx context.Context) (sum uint64) {
+	_ = i.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+		sum += p.GetState().GetMessages().GetSent().GetUpdate()
+	}) // an error leaves the sum as it is: nothing more will be sent
+	return sum
+}
+
+// stop ends the server. With bgp.Keep it first lets withdrawals out: a peer that keeps routes
+// would keep those too.
+func (i *instance) stop(ctx context.Context, mode bgp.StopMode) error {
+	if mode == bgp.Keep {
+		i.settle(ctx)
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := i.server.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: mode == bgp.Keep})
+		i.cancel()
+		i.stopped.Store(true)
+		i.server.Stop() // StopBgp leaves the goroutine of the BFD server
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("%s: stopping: %w", i.key, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s: stopping: %w", i.key, ctx.Err())
+	}
+}
+
+// peerUpdate is called by GoBGP's watcher.
+func (i *instance) peerUpdate(event *gobgpapiutil.WatchEventMessage_PeerEvent, at time.Time) {
+	if event.Type != gobgpapiutil.PEER_EVENT_INIT && event.Type != gobgpapiutil.PEER_EVENT_STATE {
+		return
+	}
+	i.sessionEvent(event.Peer.State, at)
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gobgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+
+	"github.com/metallb-egress/metallb-egress/bgp"
+)
+
+const (
+	// deferralTime in seconds. A restarting speaker sends nothing before its peers have sent their
+	// End-of-RIB or this time is over; a peer that is down never sends one, and what peers send is
+	// rejected anyway.
+	deferralTime = 1
+	// idleHoldTimeAfterReset in seconds: how long GoBGP stays away from a peer after an
+	// administrative reset. Its default of 30 is an outage.
+	idleHoldTimeAfterReset = 2
+	multihopTTL            = 255
+)
+
+// peerNumber is the peer's number in tags. It takes a new one for a peer that has none.
+func (i *instance) peerNumber(address netip.Addr) uint32 {
+	if p, ok := i.peers[address]; ok {
+		return p.index
+	}
+	index := i.policies.nextPeer
+	i.policies.nextPeer++
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.peers[address] = peer{index: index}
+	return index
+}
+
+// running says whether GoBGP has the peer.
+func (p peer) running() bool { return p.conf.Address.IsValid() }
+
+// removePeers removes the peers that are not wanted, and those whose session has to be another:
+// GoBGP takes new timers for a running session without using them. Those keep their number.
+func (i *instance) removePeers(ctx context.Context, want bgp.Router) error {
+	wanted := map[netip.Addr]bgp.Neighbor{}
+	for _, neighbor := range want.Neighbors {
+		wanted[neighbor.Address] = sessionOf(neighbor)
+	}
+	var errs []error
+	for _, address := range slices.SortedFunc(maps.Keys(i.peers), netip.Addr.Compare) {
+		next, keep := wanted[address]
+		p := i.peers[address]
+		if keep && (!p.running() || reflect.DeepEqual(p.conf, next)) {
+			continue
+		}
+		if p.running() {
+			if err := i.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: address.String()}); err != nil {
+				errs = append(errs, fmt.Errorf("removing peer %s: %w", address, err))
+				continue
+			}
+		}
+		i.mu.Lock()
+		delete(i.sessions, address)
+		if keep {
+			i.peers[address] = peer{index: p.index}
+		} else {
+			delete(i.peers, address)
+		}
+		i.mu.Unlock()
+		i.notify()
+	}
+	return errors.Join(errs...)
+}
+
+// addPeers adds the peers that GoBGP doesn't have.
+func (i *instance) addPeers(ctx context.Context, want bgp.Router, restarting func(vrf string, peer netip.Addr) bool) error {
+	var errs []error
+	for _, neighbor := range want.Neighbors {
+		p := i.peers[neighbor.Address]
+		if p.running() {
+			continue
+		}
+		p.conf = sessionOf(neighbor)
+		i.mu.Lock()
+		i.peers[neighbor.Address] = p
+		i.sessions[neighbor.Address] = &session{state: bgp.Idle, since: time.Now()}
+		i.mu.Unlock()
+		request := peerRequest(i.key.vrf, neighbor, restarting(i.key.vrf, neighbor.Address))
+		if err := i.server.AddPeer(ctx, request); err != nil {
+			errs = append(errs, fmt.Errorf("adding peer %s: %w", neighbor.Address, err))
+			i.mu.Lock()
+			i.peers[neighbor.Address] = peer{index: p.index}
+			i.sessions[neighbor.Address].lastError = err.Error()
+			i.mu.Unlock()
+		}
+		i.notify()
+	}
+	return errors.Join(errs...)
+}
+
+// sessionOf is n without its routes.
+func sessionOf(n bgp.Neighbor) bgp.Neighbor {
+	n.Routes = nil
+	return n
+}
+
+// peerRequest says to GoBGP what n is.
+func peerRequest(vrf string, n bgp.Neighbor, restarting bool) *api.AddPeerRequest {
+	p := &api.Peer{
+		Conf: &api.PeerConf{
+			NeighborAddress: n.Address.String(),
+			PeerAsn:         n.ASN,
+			LocalAsn:        n.LocalASN,
+			AuthPassword:    n.Password,
+		},
+		Timers: &api.Timers{Config: &api.TimersConfig{
+			HoldTime:               seconds(n.HoldTime),
+			KeepaliveInterval:      seconds(n.KeepaliveTime),
+			ConnectRetry:           seconds(n.ConnectTime),
+			IdleHoldTimeAfterReset: idleHoldTimeAfterReset,
+		}},
+		Transport: &api.Transport{RemotePort: uint32(n.Port), BindInterface: vrf},
+	}
+	if n.Source.IsValid() {
+		p.Transport.LocalAddress = n.Source.String()
+	}
+	if n.EBGPMultiHop {
+		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: multihopTTL}
+	}
+	if n.GracefulRestart {
+		p.GracefulRestart = &api.GracefulRestart{
+			Enabled:         true,
+			RestartTime:     uint32(seconds(bgp.RestartTime)),
+			DeferralTime:    deferralTime,
+			LocalRestarting: restarting,
+		}
+	}
+	for _, family := range []struct {
+		enabled bool
+		afi     api.Family_Afi
+	}{
+		{n.Families.IPv4, api.Family_AFI_IP},
+		{n.Families.IPv6, api.Family_AFI_IP6},
+	} {
+		if family.enabled {
+			p.AfiSafis = append(p.AfiSafis, &api.AfiSafi{
+				Config: &api.AfiSafiConfig{Family: &api.Family{Afi: family.afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
+				// Without it graceful restart is negotiated for no family at all.
+				MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: n.GracefulRestart}},
+			})
+		}
+	}
+	return &api.AddPeerRequest{Peer: p}
+}
+
+func seconds(d time.Duration) uint64 { return uint64(d / time.Second) }

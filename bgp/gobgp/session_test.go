@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gobgp
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/google/go-cmp/cmp"
+	gobgppacket "github.com/osrg/gobgp/v4/pkg/packet/bgp"
+
+	"github.com/metallb-egress/metallb-egress/bgp"
+)
+
+func TestRemoval(t *testing.T) {
+	a, b := newSink(t, "127.0.0.11", 64512), newSink(t, "127.0.0.12", 64512)
+	speaker := newSpeaker(t, Options{})
+	apply(t, speaker, neighbor(a, "203.0.113.1/32"), neighbor(b, "203.0.113.1/32"))
+	a.has("203.0.113.1/32")
+	b.has("203.0.113.1/32")
+	b.forget()
+
+	apply(t, speaker, neighbor(b, "203.0.113.1/32"))
+	a.seen("notification 6/3")
+	if got := len(speaker.Sessions()); got != 1 {
+		t.Errorf("%d sessions, want 1", got)
+	}
+	other := config(neighbor(b, "203.0.113.1/32"))
+	other.Routers[0].ID = netip.MustParseAddr("192.0.2.12")
+	if err := speaker.Apply(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	b.seen("notification 6/3")
+	b.until("OPEN of the new router ID", func() bool {
+		return len(b.opens) == 2 && b.opens[1].ID == netip.MustParseAddr("192.0.2.12")
+	})
+	b.has("203.0.113.1/32")
+	b.forget()
+
+	if err := speaker.Apply(t.Context(), bgp.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	b.seen("notification 6/3")
+	if sessions := speaker.Sessions(); len(sessions) != 0 {
+		t.Errorf("sessions are left: %v", sessions)
+	}
+}
+
+// TestSessionChangesRenewTheSession changes the hold time: GoBGP alone would keep the old one.
+func TestSessionChangesRenewTheSession(t *testing.T) {
+	tor := newSink(t, "127.0.0.13", 64512)
+	speaker := newSpeaker(t, Options{})
+	apply(t, speaker, neighbor(tor, "203.0.113.1/32"))
+	tor.has("203.0.113.1/32")
+	n := neighbor(tor, "203.0.113.1/32")
+	n.HoldTime = 30 * time.Second
+	apply(t, speaker, n)
+	tor.until("second OPEN with the new hold time", func() bool { return len(tor.opens) == 2 && tor.opens[1].HoldTime == 30 })
+	tor.has("203.0.113.1/32")
+}
+
+func TestLastError(t *testing.T) {
+	tor := newSink(t, "127.0.0.14", 64512)
+	closed := newSink(t, "127.0.0.15", 64512)
+	if err := closed.listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	speaker := newSpeaker(t, Options{})
+	wrong := neighbor(tor, "203.0.113.1/32")
+	wrong.ASN = 64999
+	apply(t, speaker, wrong, neighbor(closed, "203.0.113.1/32"))
+	untilSession(t, speaker, "tells of the wrong AS number", func(s bgp.Session) bool {
+		return s.Peer == tor.address && s.State != bgp.Established && strings.Contains(s.LastError, "bad peer as")
+	})
+	untilSession(t, speaker, "tells of the refused connection", func(s bgp.Session) bool {
+		return s.Peer == closed.address && s.State != bgp.Established && strings.Contains(s.LastError, "connection refused")
+	})
+
+	// Set right, the session comes up and the error is gone; lost, it says why.
+	apply(t, speaker, neighbor(tor, "203.0.113.1/32"), neighbor(closed))
+	untilSession(t, speaker, "is established", func(s bgp.Session) bool {
+		return s.Peer == tor.address && s.State == bgp.Established && s.LastError == ""
+	})
+	tor.reset()
+	untilSession(t, speaker, "tells how it was lost", func(s bgp.Session) bool {
+		return s.Peer == tor.address && s.State != bgp.Established && s.LastError != ""
+	})
+	if speaker.Announced(netip.MustParsePrefix("203.0.113.1/32")) {
+		t.Error("announced without a session")
+	}
+}
+
+func TestStopModes(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		address  string
+		mode     bgp.StopMode
+		graceful bool
+		want     []string
+	}{
+		{"withdraw sends a Cease", "127.0.0.18", bgp.Withdraw, true, []string{"notification 6/3"}},
+		{"keep says nothing", "127.0.0.19", bgp.Keep, true, nil},
+		{"keep without graceful restart sends a Cease", "127.0.0.20", bgp.Keep, false, []string{"notification 6/3"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			tor := newSink(t, test.address, 64512)
+			speaker := newSpeaker(t, Options{})
+			n := neighbor(tor, "203.0.113.1/32")
+			n.GracefulRestart = test.graceful
+			apply(t, speaker, n)
+			tor.has("203.0.113.1/32")
+			if test.graceful {
+				tor.seen("end of RIB") // sent where both ends speak of graceful restart
+			}
+			tor.forget()
+			if err := speaker.Stop(t.Context(), test.mode); err != nil {
+				t.Fatal(err)
+			}
+			_ = tor.listener.Close()
+			tor.wait.Wait() // the connection has been read to its end
+			if diff := cmp.Diff(test.want, tor.log()); diff != "" {
+				t.Errorf("events at the end (-want +got):\n%s", diff)
+			}
+			if err := speaker.Apply(t.Context(), config(n)); err == nil {
+				t.Error("Apply works after Stop")
+			}
+		})
+	}
+}
+
+// TestGracefulRestartCapability reads what the OPEN claims, session by session.
+func TestGracefulRestartCapability(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		address   string
+		preserved bool
+		want      []string
+	}{
+		{"after a restart, the first session alone claims forwarding", "127.0.0.21", true,
+			[]string{"restarting=true forwarding=true time=30", "restarting=false forwarding=false time=30"}},
+		{"after a boot none does", "127.0.0.22", false,
+			[]string{"restarting=false forwarding=false time=30", "restarting=false forwarding=false time=30"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			tor := newSink(t, test.address, 64512)
+			speaker := newSpeaker(t, Options{ForwardingPreserved: test.preserved})
+			n := neighbor(tor, "203.0.113.1/32")
+			n.GracefulRestart = true
+			apply(t, speaker, n)
+			tor.has("203.0.113.1/32")
+			n.HoldTime = 30 * time.Second
+			apply(t, speaker, n)
+			tor.until("second session", func() bool { return len(tor.opens) == 2 })
+			var got []string
+			for _, open := range tor.opens {
+				got = append(got, gracefulRestart(open))
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("capability (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func gracefulRestart(open *gobgppacket.BGPOpen) string {
+	for _, parameter := range open.OptParams {
+		capabilities, ok := parameter.(*gobgppacket.OptionParameterCapability)
+		if !ok {
+			continue
+		}
+		for _, capability := range capabilities.Capability {
+			if c, ok := capability.(*gobgppacket.CapGracefulRestart); ok && len(c.Tuples) == 1 {
+				return fmt.Sprintf("restarting=%t forwarding=%t time=%d", c.Flags&8 != 0, c.Tuples[0].Flags&0x80 != 0, c.Time)
+			}
+		}
+	}
+	return "none"
+}
+
+// TestNothingIsLeft starts and stops speakers and looks for their goroutines.
+func TestNothingIsLeft(t *testing.T) {
+	tor := newSink(t, "127.0.0.23", 64512)
+	before := runtime.NumGoroutine()
+	for _, mode := range []bgp.StopMode{bgp.Withdraw, bgp.Keep} {
+		speaker := New(log.NewNopLogger(), Options{})
+		apply(t, speaker, neighbor(tor, "203.0.113.1/32"))
+		tor.has("203.0.113.1/32")
+		if err := speaker.Stop(t.Context(), mode); err != nil {
+			t.Fatal(err)
+		}
+		tor.reset()
+		tor.mu.Lock()
+		clear(tor.table)
+		tor.mu.Unlock()
+	}
+	deadline := time.Now().Add(testTimeout)
+	for runtime.NumGoroutine() > before {
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<16)
+			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, stacks[:runtime.Stack(stacks, true)])
+		}
+		runtime.Gosched()
+	}
+}
+
+// TestReadersBesideApply is for the race detector.
+func TestReadersBesideApply(t *testing.T) {
+	tor := newSink(t, "127.0.0.24", 64512)
+	speaker := newSpeaker(t, Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			speaker.Sessions()
+			speaker.Announced(netip.MustParsePrefix("203.0.113.1/32"))
+			runtime.Gosched()
+		}
+	}()
+	for k := range 50 {
+		n := neighbor(tor, "203.0.113.1/32", fmt.Sprintf("203.0.113.%d/32", 2+k))
+		n.Routes[1].Communities = []bgp.Community{bgp.Community(k)}
+		apply(t, speaker, n)
+	}
+	tor.has("203.0.113.51/32")
+	cancel()
+	<-done
+}
+
+// TestKeepLetsWithdrawalsOut stops right after a withdrawal. What GoBGP hasn't sent by then, peers
+// would keep.
+func TestKeepLetsWithdrawalsOut(t *testing.T) {
+	tor := newSink(t, "127.0.0.28", 64512)
+	speaker := newSpeaker(t, Options{})
+	n := neighbor(tor)
+	n.GracefulRestart = true
+	n.Routes = manyRoutes(20_000)
+	apply(t, speaker, n)
+	tor.until("all prefixes", func() bool { return len(tor.table) == len(n.Routes) })
+	n.Routes = nil
+	apply(t, speaker, n)
+	if err := speaker.Stop(t.Context(), bgp.Keep); err != nil {
+		t.Fatal(err)
+	}
+	_ = tor.listener.Close()
+	tor.wait.Wait() // the connection has been read to its end
+	if left := tor.prefixes(); len(left) != 0 {
+		t.Errorf("%d prefixes are left at the peer", len(left))
+	}
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gobgp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-kit/log"
+
+	"github.com/metallb-egress/metallb-egress/bgp"
+)
+
+var errStopped = errors.New("the BGP speaker has been stopped")
+
+// Options are the speaker's settings.
+type Options struct {
+	// ForwardingPreserved says that the node's dataplane kept forwarding while no speaker ran: true
+	// after a restart of the process, false after a boot of the node. With it the first sessions
+	// tell peers to keep the routes of before until they have been sent again (the F bit of
+	// RFC 4724 §3).
+	ForwardingPreserved bool
+}
+
+// Speaker is a bgp.Speaker. Make it with New.
+type Speaker struct {
+	logger  log.Logger
+	options Options
+	started time.Time
+	changed chan struct{}
+
+	// applying is held by Apply and Stop, and guards stopped and met.
+	applying sync.Mutex
+	stopped  bool
+	met      map[peerKey]bool // peers that had a session of this process
+
+	// mu guards instances. It is never held while GoBGP is called.
+	mu        sync.Mutex
+	instances map[instanceKey]*instance
+}
+
+var _ bgp.Speaker = (*Speaker)(nil)
+
+type peerKey struct {
+	vrf     string
+	address netip.Addr
+}
+
+// New returns a speaker without sessions.
+func New(logger log.Logger, options Options) *Speaker {
+	return &Speaker{
+		logger:    logger,
+		options:   options,
+		started:   time.Now(),
+		changed:   make(chan struct{}, 1),
+		met:       map[peerKey]bool{},
+		instances: map[instanceKey]*instance{},
+	}
+}
+
+// Apply implements bgp.Speaker.
+func (s *Speaker) Apply(ctx context.Context, want bgp.Config) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	if s.stopped {
+		return errStopped
+	}
+	var errs []error
+	wanted := map[instanceKey]bgp.Router{}
+	for _, router := range want.Routers {
+		wanted[instanceKey{router.VRF, router.ASN, router.ID}] = router
+	}
+	for _, old := range s.list() {
+		if _, ok := wanted[old.key]; !ok {
+			errs = append(errs, s.remove(ctx, old))
+		}
+	}
+	for _, router := range want.Routers {
+		errs = append(errs, s.applyRouter(ctx, router))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Speaker) applyRouter(ctx context.Context, router bgp.Router) error {
+	key := instanceKey{router.VRF, router.ASN, router.ID}
+	s.mu.Lock()
+	i := s.instances[key]
+	s.mu.Unlock()
+	if i == nil {
+		var err error
+		if i, err = startInstance(ctx, s.logger, key, s.notify); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.instances[key] = i
+		s.mu.Unlock()
+	}
+	return i.apply(ctx, router, s.restarting)
+}
+
+// remove ends one server for good.
+func (s *Speaker) remove(ctx context.Context, i *instance) error {
+	s.mu.Lock()
+	delete(s.instances, i.key)
+	s.mu.Unlock()
+	err := i.stop(ctx, bgp.Withdraw)
+	s.notify()
+	return err
+}
+
+// restarting says whether the peer may be told that this is a restart in which forwarding went on.
+// It is so for the first session of a peer only, and while the peer can still hold routes of before.
+func (s *Speaker) restarting(vrf string, peer netip.Addr) bool {
+	key := peerKey{vrf, peer}
+	first := !s.met[key]
+	s.met[key] = true
+	return first && s.options.ForwardingPreserved && time.Since(s.started) < bgp.RestartTime
+}
+
+// list returns the instances, ordered.
+func (s *Speaker) list() []*instance {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*instance, 0, len(s.instances))
+	for _, i := range s.instances {
+		list = append(list, i)
+	}
+	slices.SortFunc(list, func(a, b *instance) int {
+		return cmp.Or(cmp.Compare(a.key.vrf, b.key.vrf), cmp.Compare(a.key.asn, b.key.asn), a.key.id.Compare(b.key.id))
+	})
+	return list
+}
+
+// Sessions implements bgp.Speaker.
+func (s *Speaker) Sessions() []bgp.Session {
+	var sessions []bgp.Session
+	for _, i := range s.list() {
+		sessions = append(sessions, i.list()...)
+	}
+	return sessions
+}
+
+// Announced implements bgp.Speaker.
+func (s *Speaker) Announced(p netip.Prefix) bool {
+	for _, i := range s.list() {
+		if i.announced(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// Changed implements bgp.Speaker.
+func (s *Speaker) Changed() <-chan struct{} {
+	return s.changed
+}
+
+func (s *Speaker) notify() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Stop implements bgp.Speaker.
+func (s *Speaker) Stop(ctx context.Context, mode bgp.StopMode) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	s.stopped = true
+	instances := s.list()
+	s.mu.Lock()
+	clear(s.instances)
+	s.mu.Unlock()
+
+	errs := make([]error, len(instances))
+	var group sync.WaitGroup
+	for n, i := range instances {
+		group.Go(func() { errs[n] = i.stop(ctx, mode) })
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bgp
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Guard decides which host routes may leave the node. It is subtractive: what it lets through is
+// what was there before.
+type Guard struct {
+	// Egress has every LB IP of every Service that has a LoadBalancerIP EgressService, assigned or
+	// not. True means that this node may announce the address now: it is labeled, primary of the
+	// newest assignment it has seen, and has programmed that address.
+	Egress map[netip.Addr]bool
+}
+
+// Filter returns c without the host routes of the egress addresses that are not open, and those
+// addresses, ordered and each once. Aggregates that cover an egress address and addresses that
+// Egress does not name are left alone. c itself is not changed.
+func (g Guard) Filter(c Config) (allowed Config, withheld []netip.Addr) {
+	closed := map[netip.Addr]bool{}
+	for address, open := range g.Egress {
+		// A closed spelling of an address wins over an open one.
+		closed[address.Unmap()] = closed[address.Unmap()] || !open
+	}
+	taken := map[netip.Addr]bool{}
+	allowed.Routers = slices.Clone(c.Routers)
+	for i := range allowed.Routers {
+		neighbors := slices.Clone(allowed.Routers[i].Neighbors)
+		for j := range neighbors {
+			neighbors[j].Routes = withhold(neighbors[j].Routes, closed, taken)
+		}
+		allowed.Routers[i].Neighbors = neighbors
+	}
+	return allowed, slices.SortedFunc(maps.Keys(taken), netip.Addr.Compare)
+}
+
+// withhold returns routes without the host routes of closed addresses, and notes those in taken.
+func withhold(routes []Route, closed, taken map[netip.Addr]bool) []Route {
+	var kept []Route
+	for _, route := range routes {
+		if host, ok := hostAddress(route.Prefix); ok && closed[host] {
+			taken[host] = true
+			continue
+		}
+		kept = append(kept, route)
+	}
+	return kept
+}

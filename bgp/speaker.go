@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bgp
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// State is a state of BGP's finite state machine (RFC 4271 §8.2.2).
+type State string
+
+// The states, spelled as frr-k8s' BGPSessionState spells them.
+const (
+	Idle        State = "Idle"
+	Connect     State = "Connect"
+	Active      State = "Active"
+	OpenSent    State = "OpenSent"
+	OpenConfirm State = "OpenConfirm"
+	Established State = "Established"
+)
+
+// Session is what is known of one session.
+type Session struct {
+	VRF   string
+	Peer  netip.Addr
+	State State
+	// LastError is the newest error since the session was last established, empty when it is.
+	LastError string
+	// Since is the time of the last change of State.
+	Since time.Time
+}
+
+// StopMode says what the peers are told when the speaker stops.
+type StopMode int
+
+const (
+	// Withdraw ends every session with a Cease notification: peers drop the routes at once.
+	Withdraw StopMode = iota
+	// Keep closes the connections without a notification: peers that negotiated graceful restart
+	// keep the routes for RestartTime, so that another speaker can take over.
+	Keep
+)
+
+// RestartTime is the Restart Time of RFC 4724 §3 that a Speaker announces: so long a peer keeps
+// the routes of a speaker that went away without a word.
+const RestartTime = 30 * time.Second
+
+// Speaker makes a Config real. One owner calls Apply and Stop; Sessions, Announced and Changed may
+// be called at any time from anywhere.
+type Speaker interface {
+	// Apply converges sessions and routes on want. It is idempotent, and calls nothing when want is
+	// what was applied before. On an error everything that could be done is done and the error
+	// names the rest, which the next Apply tries again.
+	Apply(ctx context.Context, want Config) error
+
+	// Sessions lists the sessions, ordered by VRF and peer.
+	Sessions() []Session
+
+	// Announced says whether the route to p is in the speaker's hands and some session that
+	// carries it is established.
+	Announced(p netip.Prefix) bool
+
+	// Changed has a value in it after a session changed its state or its last error. Several
+	// changes can make one value: read Sessions to see what holds.
+	Changed() <-chan struct{}
+
+	// Stop ends all sessions as mode says. Apply fails from then on. An error means that ctx
+	// ended before the sessions did.
+	Stop(ctx context.Context, mode StopMode) error
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apply
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/metallb-egress/metallb-egress/dataplane"
+)
+
+var errBroken = errors.New("broken")
+
+// parts records the calls that a node makes of its parts, in order, and fails the one named.
+type parts struct {
+	calls     []string
+	fail      string
+	leaving   []dataplane.Translation
+	sequence  dataplane.Sequence
+	installed dataplane.Sequence
+}
+
+func (p *parts) call(name string) error {
+	p.calls = append(p.calls, name)
+	if p.fail == name {
+		return errBroken
+	}
+	return nil
+}
+
+type (
+	fakeTranslator  struct{ *parts }
+	fakeRouter      struct{ *parts }
+	fakeConnections struct{ *parts }
+)
+
+func (f fakeTranslator) Relist() { _ = f.call("relist") }
+func (f fakeTranslator) Add(context.Context, dataplane.NAT) (int, error) {
+	return 1, f.call("nft add")
+}
+func (f fakeTranslator) Remove(context.Context, dataplane.NAT) ([]dataplane.Translation, error) {
+	return f.leaving, f.call("nft remove")
+}
+func (f fakeTranslator) Forget(context.Context, []dataplane.Translation) error {
+	return f.call("nft forget")
+}
+func (f fakeTranslator) Uninstall(context.Context) ([]dataplane.Translation, error) {
+	return f.leaving, f.call("nft uninstall")
+}
+func (f fakeRouter) Apply(context.Context, dataplane.OVN) (dataplane.Sequence, error) {
+	return f.sequence, f.call("ovn")
+}
+func (f fakeRouter) Installed() dataplane.Sequence { return f.installed }
+func (f fakeRouter) Close()                        {}
+func (f fakeConnections) End([]dataplane.Translation) (uint, error) {
+	return 1, f.call("conntrack")
+}
+func (f fakeConnections) Close() {}
+
+func nodeOf(p *parts) *node {
+	return &node{
+		logger: log.NewNopLogger(), relistInterval: time.Minute, now: func() time.Time { return time.Unix(1, 0) }, listed: time.Unix(1, 0),
+		changed: make(chan struct{}, 1), ovn: fakeRouter{p}, nft: fakeTranslator{p}, conntrack: fakeConnections{p},
+	}
+}
+
+func TestOrder(t *testing.T) {
+	leaving := []dataplane.Translation{{Pod: netip.MustParseAddr("10.244.1.5"), Source: netip.MustParseAddr("172.19.0.100")}}
+	tests := []struct {
+		name  string
+		parts parts
+		want  dataplane.Sequence
+		fails bool
+		calls []string
+	}{
+		{
+			name: "the bridge has not caught up", parts: parts{sequence: 5, installed: 4, leaving: leaving}, want: 5,
+			calls: []string{"nft add", "ovn"},
+		},
+		{
+			name: "the bridge has caught up", parts: parts{sequence: 5, installed: 5, leaving: leaving}, want: 5,
+			calls: []string{"nft add", "ovn", "nft remove", "conntrack", "nft forget"},
+		},
+		{
+			name: "nothing leaves", parts: parts{sequence: 5, installed: 7}, want: 5,
+			calls: []string{"nft add", "ovn", "nft remove", "nft forget"},
+		},
+		{
+			name: "nftables fails", parts: parts{sequence: 5, installed: 5, fail: "nft add"}, fails: true,
+			calls: []string{"nft add"},
+		},
+		{
+			name: "OVN fails", parts: parts{sequence: 5, installed: 5, fail: "ovn", leaving: leaving}, fails: true,
+			calls: []string{"nft add", "ovn"},
+		},
+		{
+			name: "conntrack fails", parts: parts{sequence: 5, installed: 5, fail: "conntrack", leaving: leaving}, fails: true,
+			calls: []string{"nft add", "ovn", "nft remove", "conntrack"},
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			p := test.parts
+			got, err := nodeOf(&p).Apply(context.Background(), dataplane.Plan{})
+			if got != test.want || errors.Is(err, errBroken) != test.fails {
+				t.Errorf("sequence %d, %v, want %d", got, err, test.want)
+			}
+			if d := cmp.Diff(test.calls, p.calls); d != "" {
+				t.Errorf("calls (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestRemoveOrder(t *testing.T) {
+	p := parts{leaving: make([]dataplane.Translation, 1)}
+	if err := nodeOf(&p).Remove(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"ovn", "nft uninstall", "conntrack"}, p.calls); d != "" {
+		t.Errorf("calls (-want +got):\n%s", d)
+	}
+}
+
+func TestRelist(t *testing.T) {
+	p := parts{sequence: 1}
+	n := nodeOf(&p)
+	now := time.Unix(100, 0)
+	n.listed, n.now = time.Time{}, func() time.Time { return now }
+	for _, later := range []time.Duration{0, time.Second, 2 * time.Minute} {
+		now = now.Add(later)
+		if _, err := n.Apply(context.Background(), dataplane.Plan{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{"relist", "nft add", "ovn", "nft add", "ovn", "relist", "nft add", "ovn"}
+	if d := cmp.Diff(want, p.calls); d != "" {
+		t.Errorf("calls (-want +got):\n%s", d)
+	}
+}
+
+func TestChangedKeepsOneToken(t *testing.T) {
+	n := nodeOf(&parts{})
+	n.signal()
+	n.signal()
+	<-n.Changed()
+	select {
+	case <-n.Changed():
+		t.Error("two tokens")
+	default:
+	}
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Compute plans one node. It never fails: what can't be honored is left out, or dropped where
+// leaving it out would let a packet carry a wrong source, and is named in a Problem.
+func Compute(in Input) (Plan, []Problem) {
+	c := computer{in: in, self: in.Nodes[in.Node], owner: map[netip.Addr]string{}}
+	c.internal, c.hosts = c.inside()
+
+	var plan Plan
+	shares := c.shares()
+	for _, f := range families() {
+		plan.OVN.add(c.ovnRows(f, shares))
+	}
+	plan.OVN.order()
+	plan.NAT = NAT{
+		Internal:     outermost(append(slices.Clone(c.internal), hostPrefixes(c.hosts)...)),
+		Translations: translations(shares),
+	}
+	slices.SortFunc(c.problems, func(a, b Problem) int {
+		if d := strings.Compare(a.Service, b.Service); d != 0 {
+			return d
+		}
+		return strings.Compare(a.Message, b.Message)
+	})
+	return plan, slices.Compact(c.problems)
+}
+
+type computer struct {
+	in       Input
+	self     NodeFacts
+	internal []netip.Prefix // the cluster's subnets
+	hosts    []netip.Addr   // addresses of hosts outside those subnets
+	owner    map[netip.Addr]string
+	problems []Problem
+}
+
+func (c *computer) problem(service, format string, args ...any) {
+	c.problems = append(c.problems, Problem{Service: service, Message: fmt.Sprintf(format, args...)})
+}
+
+// share is what this node has to do for one service in one family.
+type share struct {
+	service   Service
+	family    family
+	source    netip.Addr   // invalid when the service has no LoadBalancer IP at all
+	addresses []netip.Addr // ordered; all endpoints where the node translates, else its own
+}
+
+// shares splits the services by family and drops those that this node has nothing to do for.
+func (c *computer) shares() []share {
+	var shares []share
+	for _, s := range c.in.Services {
+		clash := map[string][]string{}
+		for _, f := range families() {
+			source, concerned := sourceOf(s, f)
+			if !concerned {
+				continue
+			}
+			owned := c.claim(s, f, clash)
+			if s.Primary == "" && s.Standby == "" && s.Role != RolePrimary && !s.FailClosed {
+				continue
+			}
+			var addresses []netip.Addr
+			for _, e := range owned {
+				if s.Role.Translates() || e.Node == c.in.Node {
+					addresses = append(addresses, e.Address)
+				}
+			}
+			if len(addresses) > 0 {
+				shares = append(shares, share{service: s, family: f, source: source, addresses: addresses})
+			}
+		}
+		for older, addresses := range clash {
+			c.problem(s.Key, "%d endpoint addresses are served by the older service %s, the first is %s",
+				len(addresses), older, addresses[0])
+		}
+	}
+	return shares
+}
+
+// sourceOf finds the service's LoadBalancer IP of a family, and whether the family concerns the
+// service. A service with an address of one family leaves the pods' other family alone: it has
+// no source to offer there. One without any address concerns both, because its pods must not be
+// seen with another source merely because the address isn't known yet.
+func sourceOf(s Service, f family) (source netip.Addr, concerned bool) {
+	for _, a := range s.SourceIPs {
+		if a = a.Unmap(); f.is(a) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, len(s.SourceIPs) == 0
+}
+
+// claim returns the service's endpoints of a family that no older service has, ordered by
+// address, and records them as its own. All nodes see the same services in the same order, so
+// they agree about the owner.
+func (c *computer) claim(s Service, f family, clash map[string][]string) []Endpoint {
+	var owned []Endpoint
+	for _, e := range s.Endpoints {
+		e.Address = e.Address.Unmap()
+		if !f.is(e.Address) {
+			continue
+		}
+		if older, taken := c.owner[e.Address]; taken && older != s.Key {
+			clash[older] = append(clash[older], e.Address.String())
+			continue
+		} else if taken {
+			continue
+		}
+		c.owner[e.Address] = s.Key
+		owned = append(owned, e)
+	}
+	for _, addresses := range clash {
+		slices.Sort(addresses)
+	}
+	slices.SortFunc(owned, func(a, b Endpoint) int { return a.Address.Compare(b.Address) })
+	return owned
+}
+
+// inside returns the cluster's subnets and the hosts' addresses that lie outside them. Apart,
+// because an OVN match on the one must not overlap a match of the same priority on the other.
+func (c *computer) inside() ([]netip.Prefix, []netip.Addr) {
+	cl := c.in.Cluster
+	subnets := outermost(slices.Concat(cl.PodSubnets, cl.ServiceSubnets, cl.JoinSubnets, cl.TransitSubnets, cl.MasqueradeSubnets))
+	seen := map[netip.Addr]bool{}
+	var hosts []netip.Addr
+	for _, n := range c.in.Nodes {
+		for _, p := range n.Addresses {
+			a := p.Addr().Unmap().WithZone("")
+			if !a.IsValid() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || seen[a] || contains(subnets, a) {
+				continue
+			}
+			seen[a] = true
+			hosts = append(hosts, a)
+		}
+	}
+	slices.SortFunc(hosts, netip.Addr.Compare)
+	return subnets, hosts
+}
+
+// translations are those of all services that this node translates for.
+func translations(shares []share) []Translation {
+	var list []Translation
+	for _, s := range shares {
+		if !s.service.Role.Translates() || !s.source.IsValid() {
+			continue
+		}
+		for _, a := range s.addresses {
+			list = append(list, Translation{Pod: a, Source: s.source})
+		}
+	}
+	slices.SortFunc(list, func(a, b Translation) int { return a.Pod.Compare(b.Pod) })
+	return list
+}
+
+// outermost masks and orders the prefixes and leaves out those that lie within another. An
+// nftables interval set takes no overlapping elements.
+func outermost(prefixes []netip.Prefix) []netip.Prefix {
+	var valid []netip.Prefix
+	for _, p := range prefixes {
+		if p.IsValid() {
+			valid = append(valid, p.Masked())
+		}
+	}
+	slices.SortFunc(valid, func(a, b netip.Prefix) int {
+		if d := a.Addr().Compare(b.Addr()); d != 0 {
+			return d
+		}
+		return a.Bits() - b.Bits()
+	})
+	var out []netip.Prefix
+	for _, p := range valid {
+		// In this order whatever contains p comes right before everything it contains.
+		if len(out) > 0 && out[len(out)-1].Contains(p.Addr()) {
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func contains(prefixes []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+func hostPrefixes(addresses []netip.Addr) []netip.Prefix {
+	prefixes := make([]netip.Prefix, 0, len(addresses))
+	for _, a := range addresses {
+		prefixes = append(prefixes, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return prefixes
+}

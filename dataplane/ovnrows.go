@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// ovnRows plans one family's rows.
+func (c *computer) ovnRows(f family, shares []share) OVN {
+	var rows OVN
+	var served []netip.Addr
+	arrivals := false
+	for _, s := range shares {
+		if s.family.name != f.name {
+			continue
+		}
+		served = append(served, s.addresses...)
+		rows.AddressSets = append(rows.AddressSets, AddressSet{
+			ID:        RowID{Row: "endpoints-" + f.name, Service: s.service.Key},
+			Name:      serviceSetName(s.service.Key, f),
+			Addresses: addressStrings(s.addresses),
+		})
+		if s.service.Role.Translates() {
+			arrivals = true
+			rows.Policies = append(rows.Policies, c.arrivalPolicy(s))
+		}
+		rows.Policies = append(rows.Policies, c.steerPolicy(s))
+	}
+	if len(served) > 0 {
+		rows.add(c.exemptions(f, served))
+	}
+	if arrivals {
+		rows.SourceRoutes = c.sourceRoutes(f)
+	}
+	return rows
+}
+
+// exemptions keep the cluster's own destinations out of the steering. Their source set is
+// everything that this zone steers. On a node that translates these are pods of other zones
+// too: what they send to a destination in this zone was exempt in their own zone and comes in by
+// the transit switch, where the arrival policy would take it otherwise.
+func (c *computer) exemptions(f family, served []netip.Addr) OVN {
+	var rows OVN
+	slices.SortFunc(served, netip.Addr.Compare)
+	servedSet := sharedSet("served", f, addressStrings(served))
+	rows.AddressSets = append(rows.AddressSets, servedSet)
+	exempt := func(what string, destinations []string, mark uint32) {
+		if len(destinations) == 0 {
+			return
+		}
+		set := sharedSet(what, f, destinations)
+		rows.AddressSets = append(rows.AddressSets, set)
+		rows.Policies = append(rows.Policies, Policy{
+			ID:         RowID{Row: "exempt-" + what + "-" + f.name},
+			Priority:   PriorityExempt,
+			Match:      fmt.Sprintf("%s.src == $%s && %s.dst == $%s", f.name, servedSet.Name, f.name, set.Name),
+			Action:     ActionAllow,
+			PacketMark: mark,
+		})
+	}
+	exempt("nodes", addressStrings(only(c.hosts, f)), PacketMarkNodeIP)
+	exempt("internal", prefixStrings(onlyPrefixes(c.internal, f)), 0)
+	return rows
+}
+
+// arrivalPolicy takes what other zones send to this node because it is the primary, or was or
+// will be.
+func (c *computer) arrivalPolicy(s share) Policy {
+	p := Policy{
+		ID:       RowID{Row: "arrive-" + s.family.name, Service: s.service.Key},
+		Priority: PriorityArrival,
+		Match: fmt.Sprintf("inport == %q && %s.src == $%s", TransitPort(c.in.Node),
+			s.family.name, serviceSetName(s.service.Key, s.family)),
+	}
+	p.reroute(c.leaveHere(s))
+	return p
+}
+
+// steerPolicy takes what the pods of this zone send.
+func (c *computer) steerPolicy(s share) Policy {
+	p := Policy{
+		ID:       RowID{Row: "steer-" + s.family.name, Service: s.service.Key},
+		Priority: PrioritySteer,
+		Match:    fmt.Sprintf("%s.src == $%s", s.family.name, serviceSetName(s.service.Key, s.family)),
+	}
+	switch {
+	case s.service.Role == RolePrimary:
+		p.reroute(c.leaveHere(s))
+	case s.service.Primary != "":
+		p.reroute(c.transit(s))
+	default:
+		p.Action = ActionDrop
+	}
+	return p
+}
+
+// reroute drops instead when there is no next hop: a served pod's packet must not leave with
+// another source.
+func (p *Policy) reroute(nextHop netip.Addr) {
+	p.Action, p.NextHop = ActionReroute, nextHop
+	if !nextHop.IsValid() {
+		p.Action = ActionDrop
+	}
+}
+
+// leaveHere is this node's management address, where the host translates and forwards, or the
+// invalid address when there is no way out here.
+func (c *computer) leaveHere(s share) netip.Addr {
+	if !s.source.IsValid() {
+		c.problem(s.service.Key, "it has no LoadBalancer IP, its pods' %s packets to the outside are dropped", s.family.name)
+		return netip.Addr{}
+	}
+	a := first(c.self.ManagementAddresses, s.family)
+	if !a.IsValid() {
+		c.problem(s.service.Key, "node %s has no %s management address, packets are dropped", c.in.Node, s.family.name)
+	}
+	return a
+}
+
+// transit is the primary's address on the transit switch.
+func (c *computer) transit(s share) netip.Addr {
+	if s.service.Primary == c.in.Node {
+		c.problem(s.service.Key, "node %s is named primary but has the role %s, packets are dropped", c.in.Node, s.service.Role)
+		return netip.Addr{}
+	}
+	a := first(c.in.Nodes[s.service.Primary].TransitAddresses, s.family)
+	if !a.IsValid() {
+		c.problem(s.service.Key, "primary %s has no known %s transit address, packets are dropped", s.service.Primary, s.family.name)
+	}
+	return a
+}
+
+// sourceRoutes give arrivals a route. The router looks for one before it looks at policies, and
+// drops a packet without one.
+func (c *computer) sourceRoutes(f family) []SourceRoute {
+	nextHop := first(c.self.ManagementAddresses, f)
+	if !nextHop.IsValid() {
+		return nil
+	}
+	var routes []SourceRoute
+	for _, p := range outermost(onlyPrefixes(c.in.Cluster.PodSubnets, f)) {
+		routes = append(routes, SourceRoute{ID: RowID{Row: "source-route-" + p.String()}, Prefix: p, NextHop: nextHop})
+	}
+	return routes
+}
+
+func sharedSet(what string, f family, addresses []string) AddressSet {
+	return AddressSet{ID: RowID{Row: what + "-" + f.name}, Name: sharedSetName(what, f), Addresses: addresses}
+}
+
+func (o *OVN) add(other OVN) {
+	o.AddressSets = append(o.AddressSets, other.AddressSets...)
+	o.Policies = append(o.Policies, other.Policies...)
+	o.SourceRoutes = append(o.SourceRoutes, other.SourceRoutes...)
+}
+
+func (o *OVN) order() {
+	slices.SortFunc(o.AddressSets, func(a, b AddressSet) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(o.Policies, func(a, b Policy) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.ID.Row, b.ID.Row), cmp.Compare(a.ID.Service, b.ID.Service))
+	})
+	slices.SortFunc(o.SourceRoutes, func(a, b SourceRoute) int { return cmp.Compare(a.ID.Row, b.ID.Row) })
+}
+
+func first(addresses []netip.Addr, f family) netip.Addr {
+	for _, a := range addresses {
+		if a = a.Unmap(); f.is(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+func only(addresses []netip.Addr, f family) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !f.is(a) })
+}
+
+func onlyPrefixes(prefixes []netip.Prefix, f family) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return !f.is(p.Addr()) })
+}
+
+func addressStrings(addresses []netip.Addr) []string {
+	list := make([]string, 0, len(addresses))
+	for _, a := range addresses {
+		list = append(list, a.String())
+	}
+	return list
+}
+
+func prefixStrings(prefixes []netip.Prefix) []string {
+	list := make([]string, 0, len(prefixes))
+	for _, p := range prefixes {
+		list = append(list, p.String())
+	}
+	return list
+}
