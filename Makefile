@@ -46,7 +46,7 @@ test-unit: ## run the tests that need no privileges, with the race detector
 test-privileged: ## run the tests of bgp/ and dataplane/ that need root, in network namespaces of their own
 	go test -race -tags privileged -count=1 -p 1 $(SHORT) -exec $(AS_ROOT) ./bgp/... ./dataplane/... | { grep --line-buffered -v 'no test files' || true; }
 
-test-e2e: build ## run the tests in the lab, which need root
+test-e2e: ## run the tests in the lab, which need root
 	$(PLAIN) go test -tags privileged -count=1 -p 1 -timeout 20m $(SHORT) -exec $(AS_ROOT) ./e2e/... | { grep --line-buffered -v 'no test files' || true; }
 
 lint: ## check the code: golangci-lint, gofmt, go vet, go mod tidy

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+)
+
+// The lab's address plan. The subnets are OVN-Kubernetes' defaults where it has one.
+var (
+	// OutsideAddress is the host behind the ToR.
+	OutsideAddress = netip.MustParseAddr("198.51.100.7")
+	// RouterAddress is the ToR's on the underlay: the nodes' default gateway and BGP peer.
+	RouterAddress = netip.MustParseAddr("172.18.0.100")
+	// UnderlaySubnet joins the nodes and the ToR.
+	UnderlaySubnet = netip.MustParsePrefix("172.18.0.0/24")
+	// PodSubnet holds every node's pod subnet.
+	PodSubnet = netip.MustParsePrefix("10.244.0.0/16")
+	// ServiceSubnet is for ClusterIPs.
+	ServiceSubnet = netip.MustParsePrefix("10.96.0.0/16")
+	// JoinSubnet joins the cluster router and the gateway routers.
+	JoinSubnet = netip.MustParsePrefix("100.64.0.0/16")
+	// TransitSubnet joins the zones.
+	TransitSubnet = netip.MustParsePrefix("100.88.0.0/16")
+	// MasqueradeSubnet is OVN-Kubernetes' for traffic between a host and its OVN.
+	MasqueradeSubnet = netip.MustParsePrefix("169.254.0.0/17")
+	// ControlSubnet is the network of the control plane, apart from the data path.
+	ControlSubnet = netip.MustParsePrefix("10.250.0.0/24")
+	// ControlAddress is the control plane's own address: the API server listens there.
+	ControlAddress = netip.MustParseAddr("10.250.0.1")
+
+	outsideGateway = netip.MustParsePrefix("198.51.100.1/24")
+	joinRouter     = netip.MustParsePrefix("100.64.0.1/16")
+	// hairpinAddress is the source that a pod sees when it reaches itself through a load balancer (OVN-Kubernetes'
+	// OVNServiceHairpinMasqueradeIP).
+	hairpinAddress = netip.MustParseAddr("169.254.0.5")
+)
+
+const (
+	// RouterASN is the ToR's autonomous system.
+	RouterASN = 64512
+	// NodeASN is what the ToR expects of the nodes.
+	NodeASN = 64513
+
+	// The first pod address of a node's subnet: .1 is the router's, .2 the management port's.
+	firstPodHost = 3
+	lastPodHost  = 254
+)
+
+// Node is one node: its namespace, its addresses, and the places of its programs' sockets.
+type Node struct {
+	// Name is also the name of the OVN zone, of the chassis and of the node's logical switch.
+	Name  string
+	Netns string
+	// Address is the node's on the underlay, on br-ex.
+	Address netip.Addr
+	// UplinkMAC is that of br-ex, shared with the node's gateway router.
+	UplinkMAC net.HardwareAddr
+	PodSubnet netip.Prefix
+	// ManagementAddress is that of ovn-k8s-mp0.
+	ManagementAddress netip.Addr
+	ManagementMAC     net.HardwareAddr
+	// TransitAddress is the cluster router's on the transit switch, in this node's zone.
+	TransitAddress netip.Addr
+	// JoinAddress is the gateway router's on the join switch.
+	JoinAddress netip.Addr
+	// ControlAddress is the node's on the control plane's network (mgmt0).
+	ControlAddress netip.Addr
+	// NorthboundSocket and OpenvSwitchSocket are the databases' unix sockets, without the "unix:" that OVN's tools want before it.
+	NorthboundSocket, OpenvSwitchSocket string
+	// RunDir holds the node's databases and sockets (OVS_RUNDIR and OVN_RUNDIR).
+	RunDir string
+	// Annotations are those that OVN-Kubernetes would set on the Node object.
+	Annotations map[string]string
+
+	// id is OVN-Kubernetes' node ID. They begin at 2, since the first address of the join subnet is the cluster router's.
+	id int
+}
+
+// node returns the plan of the node with this number, from 1 on.
+func (o Options) node(number int) Node {
+	name := fmt.Sprintf("n%d", number)
+	id := number + 1
+	runDir := filepath.Join(o.folder(), name)
+	n := Node{
+		Name:              name,
+		Netns:             o.namespacePrefix() + name,
+		Address:           hostOf(UnderlaySubnet, 10+number),
+		PodSubnet:         netip.PrefixFrom(hostOf(PodSubnet, number<<8), 24),
+		TransitAddress:    hostOf(TransitSubnet, id),
+		JoinAddress:       hostOf(JoinSubnet, id),
+		ControlAddress:    hostOf(ControlSubnet, 10+number),
+		NorthboundSocket:  filepath.Join(runDir, "nb.sock"),
+		OpenvSwitchSocket: filepath.Join(runDir, "ovs.sock"),
+		RunDir:            runDir,
+		id:                id,
+	}
+	n.ManagementAddress = hostOf(n.PodSubnet, 2)
+	n.ManagementMAC = ovnMAC(n.ManagementAddress)
+	n.UplinkMAC = underlayMAC(n.Address)
+	n.Annotations = annotationsOf(n, o.Gateway)
+	return n
+}
+
+func (o Options) nodes() []Node {
+	nodes := make([]Node, 0, o.Nodes)
+	for number := 1; number <= o.Nodes; number++ {
+		nodes = append(nodes, o.node(number))
+	}
+	return nodes
+}
+
+func (n Node) southboundSocket() string {
+	return filepath.Join(n.RunDir, "sb.sock")
+}
+
+func (n Node) gatewayRouter() string {
+	return "GR_" + n.Name
+}
+
+// podGateway is the cluster router's address in the node's pod subnet.
+func (n Node) podGateway() netip.Addr {
+	return hostOf(n.PodSubnet, 1)
+}
+
+// hostAddresses are all addresses of the host that others may use, which excludes the management port's (OVN-Kubernetes'
+// host-cidrs).
+func (n Node) hostAddresses() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(n.Address, UnderlaySubnet.Bits()), netip.PrefixFrom(n.ControlAddress, ControlSubnet.Bits())}
+}
+
+// hostOf returns the address with this number in an IPv4 subnet, the subnet's own being 0.
+func hostOf(subnet netip.Prefix, number int) netip.Addr {
+	bytes := subnet.Masked().Addr().As4()
+	for i := len(bytes) - 1; i >= 0 && number > 0; i-- {
+		number += int(bytes[i])
+		bytes[i] = byte(number)
+		number >>= 8
+	}
+	return netip.AddrFrom4(bytes)
+}
+
+// ovnMAC is the MAC address that OVN-Kubernetes derives from an IPv4 address.
+func ovnMAC(address netip.Addr) net.HardwareAddr {
+	return append(net.HardwareAddr{0x0a, 0x58}, address.AsSlice()...)
+}
+
+// underlayMAC is a fixed MAC address for an interface on the underlay.
+func underlayMAC(address netip.Addr) net.HardwareAddr {
+	return append(net.HardwareAddr{0x02, 0x00}, address.AsSlice()...)
+}

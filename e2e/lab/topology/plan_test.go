@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestOptions(t *testing.T) {
+	tests := map[string]struct {
+		options Options
+		want    string
+	}{
+		"defaults":         {options: Options{Prefix: "mle", Dir: "/run/mle"}},
+		"no prefix":        {options: Options{Dir: "/run/mle"}, want: "prefix"},
+		"dash in prefix":   {options: Options{Prefix: "a-b", Dir: "/run/mle"}, want: "prefix"},
+		"no folder":        {options: Options{Prefix: "mle"}, want: "no folder"},
+		"shared gateway":   {options: Options{Prefix: "mle", Dir: "/run/mle", Gateway: Shared}, want: "local only"},
+		"unknown gateway":  {options: Options{Prefix: "mle", Dir: "/run/mle", Gateway: "other"}, want: "unknown"},
+		"too many nodes":   {options: Options{Prefix: "mle", Dir: "/run/mle", Nodes: 81}, want: "81 nodes"},
+		"folder too long":  {options: Options{Prefix: "mle", Dir: "/" + strings.Repeat("d", 100)}, want: "too long"},
+		"as many as fit":   {options: Options{Prefix: "mle", Dir: "/run/mle", Nodes: 80}},
+		"local said aloud": {options: Options{Prefix: "mle", Dir: "/run/mle", Gateway: Local}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := test.options.complete()
+			if test.want == "" {
+				if err != nil || got.Gateway != Local || got.Nodes == 0 {
+					t.Errorf("got %+v, %v", got, err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestNodePlan(t *testing.T) {
+	n := Options{Prefix: "mle", Dir: "/run/mle", Gateway: Local}.node(1)
+	got := map[string]string{
+		"name": n.Name, "netns": n.Netns, "address": n.Address.String(), "uplink": n.UplinkMAC.String(), "pods": n.PodSubnet.String(),
+		"management": n.ManagementAddress.String(), "management MAC": n.ManagementMAC.String(), "transit": n.TransitAddress.String(),
+		"join": n.JoinAddress.String(), "control": n.ControlAddress.String(), "northbound": n.NorthboundSocket, "openvswitch": n.OpenvSwitchSocket,
+	}
+	want := map[string]string{
+		"name": "n1", "netns": "mle-n1", "address": "172.18.0.11", "uplink": "02:00:ac:12:00:0b", "pods": "10.244.1.0/24",
+		"management": "10.244.1.2", "management MAC": "0a:58:0a:f4:01:02", "transit": "100.88.0.2", "join": "100.64.0.2", "control": "10.250.0.11",
+		"northbound": "/run/mle/topology/n1/nb.sock", "openvswitch": "/run/mle/topology/n1/ovs.sock",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+	annotations := map[string]string{
+		"k8s.ovn.org/zone-name":                       "n1",
+		"k8s.ovn.org/remote-zone-migrated":            "n1",
+		"k8s.ovn.org/node-id":                         "2",
+		"k8s.ovn.org/node-chassis-id":                 "n1",
+		"k8s.ovn.org/network-ids":                     `{"default":"0"}`,
+		"k8s.ovn.org/node-encap-ips":                  `["172.18.0.11"]`,
+		"k8s.ovn.org/node-primary-ifaddr":             `{"ipv4":"172.18.0.11/24"}`,
+		"k8s.ovn.org/host-cidrs":                      `["172.18.0.11/24","10.250.0.11/24"]`,
+		"k8s.ovn.org/node-subnets":                    `{"default":["10.244.1.0/24"]}`,
+		"k8s.ovn.org/node-mgmt-port-mac-addresses":    `{"default":"0a:58:0a:f4:01:02"}`,
+		"k8s.ovn.org/node-transit-switch-port-ifaddr": `{"ipv4":"100.88.0.2/16"}`,
+		"k8s.ovn.org/node-gateway-router-lrp-ifaddr":  `{"ipv4":"100.64.0.2/16"}`,
+		"k8s.ovn.org/node-gateway-router-lrp-ifaddrs": `{"default":{"ipv4":"100.64.0.2/16"}}`,
+		"k8s.ovn.org/node-masquerade-subnet":          `{"ipv4":"169.254.0.0/17"}`,
+		"k8s.ovn.org/l3-gateway-config": `{"default":{"bridge-id":"br-ex","interface-id":"br-ex_n1","ip-address":"172.18.0.11/24","ip-addresses":["172.18.0.11/24"],` +
+			`"mac-address":"02:00:ac:12:00:0b","mode":"local","next-hop":"172.18.0.100","next-hops":["172.18.0.100"],"node-port-enable":"true","vlan-id":"0"}}`,
+	}
+	if diff := cmp.Diff(annotations, n.Annotations); diff != "" {
+		t.Errorf("annotations (-want +got):\n%s", diff)
+	}
+}
+
+func TestHostOf(t *testing.T) {
+	tests := []struct {
+		subnet string
+		number int
+		want   string
+	}{
+		{"172.18.0.0/24", 0, "172.18.0.0"},
+		{"172.18.0.77/24", 11, "172.18.0.11"},
+		{"10.244.0.0/16", 3 << 8, "10.244.3.0"},
+		{"10.0.0.255/32", 1, "10.0.1.0"},
+	}
+	for _, test := range tests {
+		if got := hostOf(netip.MustParsePrefix(test.subnet), test.number).String(); got != test.want {
+			t.Errorf("%s number %d is %s, want %s", test.subnet, test.number, got, test.want)
+		}
+	}
+}
+
+func TestParsePaths(t *testing.T) {
+	tests := map[string]struct {
+		output string
+		want   []BGPPath
+		fails  bool
+	}{
+		"no route": {output: "{}", want: []BGPPath{}},
+		"two": {
+			output: `{"prefix":"172.19.0.100/32","paths":[
+				{"valid":true,"multipath":true,"bestpath":{"overall":true,"selectionReason":"Router ID"},"nexthops":[{"ip":"172.18.0.11","afi":"ipv4","used":true}]},
+				{"valid":true,"stale":true,"nexthops":[{"ip":"172.18.0.12"}]}]}`,
+			want: []BGPPath{
+				{NextHop: netip.MustParseAddr("172.18.0.11"), Valid: true, Best: true, Multipath: true},
+				{NextHop: netip.MustParseAddr("172.18.0.12"), Valid: true, Stale: true},
+			},
+		},
+		"no next hop": {output: `{"paths":[{"valid":true}]}`, fails: true},
+		"no JSON":     {output: "% Network not in table", fails: true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := parsePaths([]byte(test.output))
+			if (err != nil) != test.fails {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, got, compareAddresses); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+var compareAddresses = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
+func TestParseCounters(t *testing.T) {
+	const output = `{"nftables": [{"metainfo": {"json_schema_version": 1}}, {"set": {"family": "bridge", "name": "to_node", "elem": [
+		{"elem": {"val": {"concat": ["up-n1", "172.18.0.11"]}, "counter": {"packets": 7, "bytes": 700}}},
+		{"elem": {"val": {"concat": ["up-n2", "172.19.0.100"]}, "counter": {"packets": 3, "bytes": 300}}}]}}]}`
+	tests := []struct {
+		device, address string
+		want            uint64
+	}{
+		{"up-n1", "172.18.0.11", 7},
+		{"up-n2", "172.19.0.100", 3},
+		{"up-n1", "172.19.0.100", 0},
+	}
+	for _, test := range tests {
+		got, err := parseCounters([]byte(output), test.device, netip.MustParseAddr(test.address))
+		if err != nil || got != test.want {
+			t.Errorf("%s %s: %d (%v), want %d", test.device, test.address, got, err, test.want)
+		}
+	}
+	if got, err := parseCounters([]byte(`{"nftables": [{"set": {"name": "to_node"}}]}`), "up-n1", netip.MustParseAddr("10.0.0.1")); err != nil || got != 0 {
+		t.Errorf("empty set: %d (%v)", got, err)
+	}
+}
+
+func TestBalancerCommands(t *testing.T) {
+	dns := LoadBalancer{Name: "dns", Protocol: "udp", VIP: netip.MustParseAddrPort("10.96.0.10:53"),
+		Backends: []netip.AddrPort{netip.MustParseAddrPort("10.244.1.3:5353"), netip.MustParseAddrPort("10.244.2.3:5353")}}
+	overTCP := LoadBalancer{Name: "dns", Protocol: "tcp", VIP: dns.VIP}
+	columns := []string{`name="dns"`, "protocol=udp", `vips={"10.96.0.10:53"="10.244.1.3:5353,10.244.2.3:5353"}`,
+		`options={reject="true",hairpin_snat_ip="169.254.0.5"}`, `external_ids={"lab-load-balancer"="udp/10.96.0.10:53"}`}
+	tests := map[string]struct {
+		existing map[string]string
+		wanted   []LoadBalancer
+		want     [][]string
+	}{
+		"nothing": {},
+		"new": {
+			wanted: []LoadBalancer{dns},
+			want: [][]string{append([]string{"--id=@lb0", "create", "Load_Balancer"}, columns...),
+				{"add", "Logical_Switch", "n1", "load_balancer", "@lb0"}},
+		},
+		"there already": {
+			existing: map[string]string{"udp/10.96.0.10:53": "uuid-1"},
+			wanted:   []LoadBalancer{dns, dns},
+			want:     [][]string{append([]string{"set", "Load_Balancer", "uuid-1"}, columns...)},
+		},
+		"gone": {
+			existing: map[string]string{"udp/10.96.0.10:53": "uuid-2", "tcp/10.96.0.11:53": "uuid-1"},
+			want:     [][]string{{"lb-del", "uuid-1"}, {"lb-del", "uuid-2"}},
+		},
+		"no backends": {
+			wanted: []LoadBalancer{overTCP},
+			want: [][]string{{"--id=@lb0", "create", "Load_Balancer", `name="dns"`, "protocol=tcp", `vips={"10.96.0.10:53"=""}`, columns[3],
+				`external_ids={"lab-load-balancer"="tcp/10.96.0.10:53"}`}, {"add", "Logical_Switch", "n1", "load_balancer", "@lb0"}},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(test.want, balancerCommands("n1", test.existing, test.wanted)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseBalancers(t *testing.T) {
+	const output = `{"headings":["_uuid","external_ids"],"data":[
+		[["uuid","uuid-1"],["map",[["lab-load-balancer","udp/10.96.0.10:53"],["other","value"]]]],
+		[["uuid","uuid-2"],["map",[]]]]}`
+	got, err := parseBalancers([]byte(output))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]string{"udp/10.96.0.10:53": "uuid-1"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Down stops the nodes' and the ToR's programs, and leaves those of others in the same Set.
+func TestOwnProcess(t *testing.T) {
+	tests := map[string]string{
+		"n1.ovn-northd": "n1", "n12.ovsdb-nb": "n12", "tor.bgpd": "tor",
+		"etcd": "", "kube-apiserver": "", "n1": "", "monitor.x": "", "an1.x": "",
+	}
+	for name, want := range tests {
+		var got string
+		if match := ownProcess.FindStringSubmatch(name); match != nil {
+			got = match[1]
+		}
+		if got != want {
+			t.Errorf("%s belongs to %q, want %q", name, got, want)
+		}
+	}
+}
