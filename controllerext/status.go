@@ -82,8 +82,7 @@ func (w *work) conditions() []metav1.Condition {
 		}
 		list = append(list, condition)
 	}
-	current := report.UID == w.assignment.UID && report.ObservedGeneration >= w.assignment.Generation
-	programmed := current && report.Programmed && containsAll(report.Addresses, spec.SourceIPs)
+	current, programmed := lifecycle.Answers(w.assignment, report), lifecycle.Programmed(w.assignment, report)
 	if spec.Primary == "" {
 		add(v1alpha1.ConditionDataplaneReady, false, "", "NoPrimary", "no node is assigned")
 		add(v1alpha1.ConditionAnnounced, false, "", "NoPrimary", "no node is assigned")
@@ -141,8 +140,4 @@ func orElse(text, other string) string {
 		return text
 	}
 	return other
-}
-
-func containsAll(have, want []string) bool {
-	return !slices.ContainsFunc(want, func(w string) bool { return !slices.Contains(have, w) })
 }

@@ -165,13 +165,23 @@ func (s *step) waitFor(elected string) string {
 }
 
 // acknowledged is true when the node, as standby of the assignment as it stands, has
-// programmed every source IP.
+// programmed every source IP that is wanted now.
 func (s *step) acknowledged(node string) bool {
-	a, report := s.Assignment, s.Reports[node]
-	if a == nil || a.Spec.Standby != node || !report.Programmed || report.UID != a.UID || report.ObservedGeneration < a.Generation {
-		return false
-	}
-	return containsAll(report.Addresses, s.decision.Spec.SourceIPs)
+	a := s.Assignment
+	return a != nil && a.Spec.Standby == node && Programmed(a, s.Reports[node]) &&
+		slices.Equal(a.Spec.SourceIPs, s.decision.Spec.SourceIPs)
+}
+
+// Answers is true when the report is about this very object in its newest generation.
+func Answers(a *v1alpha1.EgressAssignment, report v1alpha1.EgressNodeService) bool {
+	return report.UID == a.UID && report.ObservedGeneration >= a.Generation
+}
+
+// Programmed is true when the report says that the node has programmed the assignment as it
+// stands, with every source IP.
+func Programmed(a *v1alpha1.EgressAssignment, report v1alpha1.EgressNodeService) bool {
+	return Answers(a, report) && report.Programmed &&
+		!slices.ContainsFunc(a.Spec.SourceIPs, func(ip string) bool { return !slices.Contains(report.Addresses, ip) })
 }
 
 // mustBeOffered is true while the primary to be replaced still announces and MetalLB has not

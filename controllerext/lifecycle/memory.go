@@ -64,7 +64,3 @@ func countReasons(rejected []election.Rejection) string {
 	}
 	return strings.Join(words, ", ")
 }
-
-func containsAll(have, want []string) bool {
-	return !slices.ContainsFunc(want, func(w string) bool { return !slices.Contains(have, w) })
-}
