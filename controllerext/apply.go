@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"time"
+
+	"github.com/go-kit/log/level"
 
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
@@ -80,29 +83,74 @@ func (c *Controller) writeAssignment(ctx context.Context, w *work) {
 	}
 	w.unwritten = err != nil
 	w.fail("write EgressAssignment", err)
+	if move := w.decision.Move; move != nil && err == nil {
+		level.Info(c.Logger).Log("event", "primaryChanged", "msg", "a service gets another primary", "service", w.key,
+			"from", move.From, "to", move.To, "epoch", move.Epoch, "cause", move.Cause)
+	}
 }
+
+// retry is when a write that failed is tried again.
+type retry struct {
+	at   time.Time
+	wait time.Duration
+	err  error
+}
+
+const (
+	// firstRetry and lastRetry bound the waits between tries to write a service's MetalLB objects.
+	firstRetry, lastRetry = time.Second, time.Minute
+	// metallbTimeout bounds one such try: MetalLB's webhook may hang.
+	metallbTimeout = 2 * time.Second
+)
 
 // writeAdvertisement labels the Service, so that an advertisement can select it alone, and
 // keeps that advertisement.
 func (c *Controller) writeAdvertisement(ctx context.Context, w *work) {
-	if w.service == nil || w.assignment.Spec.SourceIPBy != string(egressv1.SourceIPLoadBalancer) {
+	if !advertises(w.egress, w.service) {
 		w.advertised = errors.New("there is nothing to announce")
 		return
 	}
+	c.mutex.Lock()
+	last := c.retries[w.key]
+	c.mutex.Unlock()
+	if left := last.at.Sub(c.Now()); left > 0 {
+		w.advertised, w.again = last.err, left
+		return
+	}
+	tryCtx, cancel := context.WithTimeout(ctx, metallbTimeout)
+	defer cancel()
+	tried, err := c.tryAdvertisement(tryCtx, w)
+	w.advertised = err
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	delete(c.retries, w.key)
+	if tried && err != nil {
+		w.again = min(max(2*last.wait, firstRetry), lastRetry)
+		c.retries[w.key] = retry{at: c.Now().Add(w.again), wait: w.again, err: err}
+		level.Warn(c.Logger).Log("event", "advertisementNotWritten", "msg", "a write of MetalLB's objects failed", "service", w.key, "again", w.again, "error", err)
+	}
+}
+
+// tryAdvertisement returns why the advertisement is not as it should be, and whether that is
+// because a write failed: otherwise an event will tell when it is time.
+func (c *Controller) tryAdvertisement(ctx context.Context, w *work) (tried bool, err error) {
 	digest := lifecycle.Digest(w.key.Namespace, w.key.Name)
 	if w.service.Labels[v1alpha1.ServiceLabel] != digest {
 		apply := applycorev1.Service(w.key.Name, w.key.Namespace).WithUID(w.service.UID).
 			WithLabels(map[string]string{v1alpha1.ServiceLabel: digest})
-		w.fail("label Service", c.Client.Apply(ctx, apply, fieldOwner, client.ForceOwnership))
+		if err := c.Client.Apply(ctx, apply, fieldOwner, client.ForceOwnership); err != nil {
+			return true, fmt.Errorf("label the Service: %w", err)
+		}
 	}
 	pool := advertisement.Pool(w.service.Annotations)
 	if pool == "" {
-		w.advertised = errors.New("MetalLB has not said yet which IPAddressPool the address is from")
-		return
+		return false, errors.New("MetalLB has not said yet which IPAddressPool the address is from")
 	}
 	want := advertisement.Owned(w.assignment, pool, c.MetalLBNamespace)
-	w.advertised = c.keepAdvertisement(ctx, want)
-	w.fail("BGPAdvertisement "+want.Name, w.advertised)
+	if err := c.keepAdvertisement(ctx, want); err != nil {
+		return true, fmt.Errorf("write BGPAdvertisement %s: %w", want.Name, err)
+	}
+	return false, nil
 }
 
 // keepAdvertisement creates or updates one advertisement of ours.
@@ -152,25 +200,38 @@ func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*
 			add(spec.Standby, spec.StandbyLabelKey())
 		}
 	}
+	errs := make([]error, len(s.nodes))
 	var group errgroup.Group
 	group.SetLimit(writers)
-	for _, node := range s.nodes {
-		patch := labelPatch(node, want[node.Name])
-		if len(patch) == 0 {
-			continue
+	for i, node := range s.nodes {
+		if patch := labelPatch(node, want[node.Name]); len(patch) > 0 {
+			group.Go(func() error {
+				errs[i] = c.labelNode(ctx, node.Name, patch)
+				return nil
+			})
 		}
-		group.Go(func() error {
-			body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": patch}})
-			if err == nil {
-				err = c.Client.Patch(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}, client.RawPatch(types.MergePatchType, body), fieldOwner)
-			}
-			if err != nil {
-				return fmt.Errorf("label node %s: %w", node.Name, client.IgnoreNotFound(err))
-			}
-			return nil
-		})
 	}
-	return group.Wait()
+	_ = group.Wait()
+	for i, node := range s.nodes {
+		for _, w := range works {
+			if errs[i] != nil && w.assignment.Spec.Primary == node.Name {
+				w.labeled = errs[i]
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Controller) labelNode(ctx context.Context, name string, patch map[string]any) error {
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": patch}})
+	if err == nil {
+		target := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		err = client.IgnoreNotFound(c.Client.Patch(ctx, target, client.RawPatch(types.MergePatchType, body), fieldOwner))
+	}
+	if err != nil {
+		return fmt.Errorf("label node %s: %w", name, err)
+	}
+	return nil
 }
 
 // labelPatch is a merge patch of the node's labels: "" sets, nil removes.
@@ -209,16 +270,18 @@ func (c *Controller) sweep(ctx context.Context, s *snapshot) error {
 			errs = append(errs, fmt.Errorf("%s: delete EgressAssignment: %w", key, err))
 		}
 	}
-	wanted := func(key types.NamespacedName) bool {
-		owner := owners[key]
-		return owner != nil && owner.Spec.SourceIPBy != egressv1.SourceIPNetwork && s.services[key] != nil
-	}
+	wanted := func(key types.NamespacedName) bool { return advertises(owners[key], s.services[key]) }
 	for name, a := range s.advertisements {
 		namespace, service, _ := strings.Cut(a.Annotations[v1alpha1.OwnerAnnotation], "/")
-		if wanted(types.NamespacedName{Namespace: namespace, Name: service}) {
+		// A label alone, which anybody may have put there, does not make it ours.
+		ours := name == advertisement.Name(namespace, service)
+		if !ours || wanted(types.NamespacedName{Namespace: namespace, Name: service}) {
 			continue
 		}
-		if err := client.IgnoreNotFound(c.Client.Delete(ctx, a.DeepCopy())); err != nil {
+		deleteCtx, cancel := context.WithTimeout(ctx, metallbTimeout)
+		err := c.Client.Delete(deleteCtx, a.DeepCopy(), client.Preconditions{UID: &a.UID})
+		cancel()
+		if client.IgnoreNotFound(err) != nil {
 			errs = append(errs, fmt.Errorf("%s/%s: delete BGPAdvertisement %s: %w", namespace, service, name, err))
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/go-kit/log"
-	"github.com/go-kit/log/level"
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -45,7 +44,8 @@ type Controller struct {
 	Now func() time.Time
 
 	memories map[types.NamespacedName]lifecycle.Memory
-	mutex    sync.Mutex                      // guards reasons
+	retries  map[types.NamespacedName]retry  // of writes of MetalLB's objects that failed
+	mutex    sync.Mutex                      // guards reasons and retries
 	reasons  map[types.NamespacedName]string // of the last event about NodeAssigned
 }
 
@@ -65,10 +65,18 @@ type work struct {
 	before     *v1alpha1.EgressAssignment // nil when there is none
 	assignment *v1alpha1.EgressAssignment // as decided, and as the API server answered once written
 	decision   lifecycle.Decision
+	memory     lifecycle.Memory // after the decision
 	reports    map[string]v1alpha1.EgressNodeService
 	errs       []error
-	unwritten  bool  // the decision did not reach the API server: nothing may follow from it
-	advertised error // why the advertisement is not as it should be
+	unwritten  bool          // the decision did not reach the API server: nothing may follow from it
+	labeled    error         // why the primary's label could not be set
+	advertised error         // why the advertisement is not as it should be
+	again      time.Duration // when to try the advertisement again, 0: it is as it should be
+}
+
+// advertises is true when the service takes an advertisement of ours.
+func advertises(egress *egressv1.EgressService, service *corev1.Service) bool {
+	return egress != nil && service != nil && egress.Spec.SourceIPBy != egressv1.SourceIPNetwork
 }
 
 func (w *work) fail(what string, err error) {
@@ -87,64 +95,92 @@ func (c *Controller) Sync(ctx context.Context) (time.Duration, error) {
 	}
 	works, again := c.decide(s)
 
-	// First the decisions, which everything else follows; labels are the permission to
-	// announce, so they come after them and before what merely reports.
+	// First the decisions, which everything else follows, then the labels, which are the
+	// permission to announce. Only then MetalLB's objects: its webhook may be away, and no move
+	// waits for it.
 	c.each(ctx, works, c.writeAssignment)
+	errs := []error{c.writeNodeLabels(ctx, s, works)}
 	c.each(ctx, works, c.writeAdvertisement)
-	errs := []error{c.writeNodeLabels(ctx, s, works), c.sweep(ctx, s)}
+	errs = append(errs, c.sweep(ctx, s))
 	c.each(ctx, works, c.writeStatus)
 	for _, w := range works {
 		errs = append(errs, w.errs...)
+		again = sooner(again, w.again)
 	}
+	c.remember(works)
 	return again, errors.Join(errs...)
+}
+
+// remember keeps what the next sync has to know. A decision that was not written is made anew,
+// with the memory from before it.
+func (c *Controller) remember(works []*work) {
+	memories := map[types.NamespacedName]lifecycle.Memory{}
+	for _, w := range works {
+		memories[w.key] = w.memory
+		if w.unwritten {
+			memories[w.key] = c.memories[w.key]
+		}
+	}
+	c.memories = memories
+	gone := func(key types.NamespacedName) bool {
+		_, known := memories[key]
+		return !known
+	}
+	maps.DeleteFunc(c.reasons, func(key types.NamespacedName, _ string) bool { return gone(key) })
+	maps.DeleteFunc(c.retries, func(key types.NamespacedName, _ retry) bool { return gone(key) })
+}
+
+// sooner is the shorter of two waits, of which 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
 }
 
 // decide runs the lifecycle of every EgressService, oldest first.
 func (c *Controller) decide(s *snapshot) ([]*work, time.Duration) {
-	if c.memories == nil {
-		c.memories, c.reasons = map[types.NamespacedName]lifecycle.Memory{}, map[types.NamespacedName]string{}
-	}
-	load, keys := map[string]int{}, map[string]bool{}
-	for _, a := range s.assignments {
-		load[a.Spec.Primary]++
-		keys[a.Spec.LabelKey] = true
+	if c.reasons == nil {
+		c.reasons, c.retries = map[types.NamespacedName]string{}, map[types.NamespacedName]retry{}
 	}
 	var works []*work
-	var again time.Duration
-	memories := map[types.NamespacedName]lifecycle.Memory{}
+	load, keys := map[string]int{}, map[string]bool{}
 	for _, egress := range s.egressServices {
 		if egress.DeletionTimestamp != nil {
 			continue
 		}
-		w := &work{key: client.ObjectKeyFromObject(egress), egress: egress}
-		w.service, w.before = s.services[w.key], s.assignments[w.key]
-		if w.before != nil && !metav1.IsControlledBy(w.before, egress) {
-			// Left by an EgressService of the same name that is gone; the sweep removes it.
-			w.before = nil
-		}
-		observed := c.observe(s, w, load, keys)
-		w.reports = observed.Reports
-		decision, memory := lifecycle.Decide(c.Now(), observed, c.memories[w.key])
-		memories[w.key] = memory
-		w.decision, w.assignment = decision, newAssignment(egress, w.before, decision.Spec)
-		keys[decision.Spec.LabelKey] = true
-		if move := decision.Move; move != nil {
-			load[move.From]--
-			load[move.To]++
-			level.Info(c.Logger).Log("event", "primaryChanged", "msg", "a service gets a new primary", "service", w.key,
-				"from", move.From, "to", move.To, "epoch", move.Epoch, "cause", move.Cause)
-		}
-		if decision.Again > 0 && (again == 0 || decision.Again < again) {
-			again = decision.Again
+		w := &work{key: client.ObjectKeyFromObject(egress), egress: egress, service: s.services[client.ObjectKeyFromObject(egress)]}
+		// One left by an EgressService of the same name that is gone counts for nothing; the
+		// sweep removes it.
+		if a := s.assignments[w.key]; a != nil && metav1.IsControlledBy(a, egress) {
+			w.before = a
+			load[busy(a.Spec)]++
+			keys[a.Spec.LabelKey] = true
 		}
 		works = append(works, w)
 	}
-	c.memories = memories
-	maps.DeleteFunc(c.reasons, func(key types.NamespacedName, _ string) bool {
-		_, known := memories[key]
-		return !known
-	})
+	var again time.Duration
+	for _, w := range works {
+		observed := c.observe(s, w, load, keys)
+		w.reports = observed.Reports
+		w.decision, w.memory = lifecycle.Decide(c.Now(), observed, c.memories[w.key])
+		w.assignment = newAssignment(w.egress, w.before, w.decision.Spec)
+		keys[w.decision.Spec.LabelKey] = true
+		if w.before != nil {
+			load[busy(w.before.Spec)]--
+		}
+		load[busy(w.decision.Spec)]++
+		again = sooner(again, w.decision.Again)
+	}
 	return works, again
+}
+
+// busy is the node that has the work of a service: its primary, or who is about to be.
+func busy(spec v1alpha1.EgressAssignmentSpec) string {
+	if spec.Primary != "" {
+		return spec.Primary
+	}
+	return spec.Standby
 }
 
 // observe gathers what the lifecycle has to know of one service.
@@ -152,6 +188,9 @@ func (c *Controller) observe(s *snapshot, w *work, load map[string]int, keys map
 	observed := lifecycle.Service{Key: w.key.String(), Assignment: w.before, Reports: s.reportsOf(w.key.String())}
 	observed.Want = v1alpha1.EgressAssignmentSpec{
 		SourceIPBy: string(egressv1.SourceIPLoadBalancer), Network: w.egress.Spec.Network, FailurePolicy: c.failurePolicy(w.egress),
+	}
+	if w.egress.Spec.SourceIPBy == egressv1.SourceIPNetwork {
+		observed.Want.SourceIPBy = string(egressv1.SourceIPNetwork)
 	}
 	if w.before == nil {
 		observed.Want.LabelKey = lifecycle.LabelKey(w.key.Namespace, w.key.Name, func(key string) bool { return keys[key] })
@@ -166,10 +205,13 @@ func (c *Controller) observe(s *snapshot, w *work, load map[string]int, keys map
 
 	switch {
 	case w.egress.Spec.Network != "":
-		// Leaving through the main table instead would be another network than the one asked for.
 		observed.Blocked, observed.BlockedMessage = "NetworkNotSupported", "spec.network is not supported by this version"
+		// The main table is another network than the one asked for: only that service's own
+		// annotation may let its pods leave through it.
+		if w.egress.Annotations[v1alpha1.FailurePolicyAnnotation] != string(v1alpha1.FailOpen) {
+			observed.Want.FailurePolicy = v1alpha1.FailClosed
+		}
 	case w.egress.Spec.SourceIPBy == egressv1.SourceIPNetwork:
-		observed.Want.SourceIPBy = string(egressv1.SourceIPNetwork)
 	case w.service == nil:
 		observed.Blocked, observed.BlockedMessage = "ServiceNotFound", "there is no Service of this name"
 	case w.service.Spec.Type != corev1.ServiceTypeLoadBalancer:

@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -55,8 +56,11 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 	c := &cluster{T: t, now: time.Unix(1000, 0), recorder: events.NewFakeRecorder(1000)}
 	write := func(verb string, object any) error {
 		what := verb
-		if o, ok := object.(client.Object); ok {
+		switch o := object.(type) {
+		case client.Object:
 			what += " " + o.GetName()
+		case *applycorev1.ServiceApplyConfiguration:
+			what += " " + *o.Name
 		}
 		c.mutex.Lock()
 		defer c.mutex.Unlock()
@@ -297,13 +301,16 @@ func TestDeletedServiceLeavesNothing(t *testing.T) {
 
 func TestForeignObjectsAreLeftAlone(t *testing.T) {
 	users := &metallbv1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "users"}}
-	c := newCluster(t, append(slices.Concat(node("a"), service("s", "192.0.2.1")), users)...)
-	c.mustSync()
-	c.report("a", "s", true, true, false)
-	c.mustSync()
-	for _, what := range c.writes {
-		if strings.Contains(what, "users") {
-			t.Errorf("wrote %s", what)
+	labeled := users.DeepCopy()
+	labeled.Name, labeled.Labels = "users-with-our-label", map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByValue}
+	c := newCluster(t, append(slices.Concat(node("a"), service("s", "192.0.2.1")), users, labeled)...)
+	for _, step := range []func(){func() {}, func() { c.report("a", "s", true, true, false) }} {
+		step()
+		c.mustSync()
+		for _, what := range c.writes {
+			if strings.Contains(what, "users") {
+				t.Errorf("wrote %s", what)
+			}
 		}
 	}
 	var got corev1.Node
@@ -316,27 +323,59 @@ func TestForeignObjectsAreLeftAlone(t *testing.T) {
 }
 
 func TestOneServiceThatFailsStopsOnlyItself(t *testing.T) {
-	c := newCluster(t, slices.Concat(node("a"), service("good", "192.0.2.1"), service("bad", "192.0.2.2"))...)
+	for _, refused := range []string{"create egress-ns-bad", "apply bad"} {
+		t.Run(refused, func(t *testing.T) {
+			c := newCluster(t, slices.Concat(node("a"), service("good", "192.0.2.1"), service("bad", "192.0.2.2"))...)
+			c.refuse = func(what string) error {
+				if strings.HasPrefix(what, refused) {
+					return errors.New("webhook says no")
+				}
+				return nil
+			}
+			again, err := c.controller.Sync(t.Context())
+			if err != nil || again != firstRetry {
+				t.Errorf("error %v, again in %v; want none, the others' syncs go on, and %v", err, again, firstRetry)
+			}
+			if got := c.condition("good", v1alpha1.ConditionAdvertisementsConsistent); got != "True/Configured" {
+				t.Errorf("good: AdvertisementsConsistent is %s", got)
+			}
+			if got := c.condition("bad", v1alpha1.ConditionAdvertisementsConsistent); got != "False/NotConfigured" {
+				t.Errorf("bad: AdvertisementsConsistent is %s", got)
+			}
+			// Without its advertisement it gets a node all the same: MetalLB's webhook holds up no move.
+			c.report("a", "bad", true, true, false)
+			c.mustSync()
+			if got := c.assignment("bad").Spec.Primary; got != "a" {
+				t.Errorf("bad: primary %q", got)
+			}
+			if slices.ContainsFunc(c.writes, func(w string) bool { return strings.HasPrefix(w, refused) }) {
+				t.Errorf("tried again at once: %v", c.writes)
+			}
+			c.refuse = nil
+			c.now = c.now.Add(firstRetry)
+			c.mustSync()
+			if got := c.condition("bad", v1alpha1.ConditionAdvertisementsConsistent); got != "True/Configured" {
+				t.Errorf("bad, when it is accepted again: AdvertisementsConsistent is %s", got)
+			}
+		})
+	}
+}
+
+func TestNodeThatCannotBeLabeledIsNamed(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), service("s", "192.0.2.1"))...)
+	c.mustSync()
+	c.report("a", "s", true, true, false)
 	c.refuse = func(what string) error {
-		if strings.Contains(what, "egress-ns-bad") {
-			return errors.New("webhook says no")
+		if what == "patch a" {
+			return errors.New("policy says no")
 		}
 		return nil
 	}
-	if err := c.sync(); err == nil || !strings.Contains(err.Error(), "ns/bad") || strings.Contains(err.Error(), "ns/good") {
-		t.Errorf("error %v, want one that names ns/bad alone", err)
+	if err := c.sync(); err == nil || !strings.Contains(err.Error(), "label node a") {
+		t.Errorf("error %v", err)
 	}
-	if got := c.condition("good", v1alpha1.ConditionAdvertisementsConsistent); got != "True/Configured" {
-		t.Errorf("good: AdvertisementsConsistent is %s", got)
-	}
-	if got := c.condition("bad", v1alpha1.ConditionAdvertisementsConsistent); got != "False/NotConfigured" {
-		t.Errorf("bad: AdvertisementsConsistent is %s", got)
-	}
-	// Without its advertisement it still gets a node: MetalLB's objects are not the dataplane's.
-	c.report("a", "bad", true, true, false)
-	_ = c.sync()
-	if got := c.assignment("bad").Spec.Primary; got != "a" {
-		t.Errorf("bad: primary %q", got)
+	if got := c.condition("s", v1alpha1.ConditionAnnounced); got != "False/NodeNotLabeled" {
+		t.Errorf("Announced is %s", got)
 	}
 }
 
@@ -423,6 +462,35 @@ func TestBlockedServices(t *testing.T) {
 	}
 }
 
+// TestNetworkIsRefusedAndNothingLeaves: until networks are supported, pods of a service that
+// asks for one must not leave through another, unless that service itself says Open.
+func TestNetworkIsRefusedAndNothingLeaves(t *testing.T) {
+	for _, mode := range []egressv1.SourceIPMode{egressv1.SourceIPLoadBalancer, egressv1.SourceIPNetwork} {
+		for annotation, want := range map[string]v1alpha1.FailurePolicy{"": v1alpha1.FailClosed, "Closed": v1alpha1.FailClosed, "Open": v1alpha1.FailOpen} {
+			t.Run(string(mode)+" "+annotation, func(t *testing.T) {
+				objects := service("s", "192.0.2.1")
+				egress := objects[2].(*egressv1.EgressService)
+				egress.Spec.SourceIPBy, egress.Spec.Network = mode, "100"
+				egress.Annotations = map[string]string{v1alpha1.FailurePolicyAnnotation: annotation}
+				c := newCluster(t, append(node("a"), objects...)...)
+				c.mustSync()
+				if a := c.assignment("s"); a.Spec.FailurePolicy != want || a.Spec.SourceIPBy != string(mode) || a.Spec.Primary+a.Spec.Standby != "" {
+					t.Errorf("assignment %+v, want failure policy %s", a.Spec, want)
+				}
+				if got := c.condition("s", v1alpha1.ConditionReady); got != "False/NetworkNotSupported" {
+					t.Errorf("Ready is %s", got)
+				}
+				for range 3 {
+					c.mustSync()
+					if len(c.writes) > 0 {
+						t.Fatalf("a sync with nothing to do wrote %v", c.writes)
+					}
+				}
+			})
+		}
+	}
+}
+
 func TestNetworkMode(t *testing.T) {
 	objects := service("s", "192.0.2.1")
 	objects[2].(*egressv1.EgressService).Spec.SourceIPBy = egressv1.SourceIPNetwork
@@ -463,6 +531,83 @@ func TestAmbiguousLabelKeys(t *testing.T) {
 	}
 	if keys["a"] != egressv1.LabelPrefix+"a-b-c" || keys["a-b"] == keys["a"] || keys["a-b"] == "" {
 		t.Errorf("keys %v", keys)
+	}
+}
+
+func TestRecreatedServiceStartsAnew(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), service("s", "192.0.2.1"))...)
+	c.mustSync()
+	c.report("a", "s", true, true, false)
+	c.mustSync()
+	key := c.assignment("s").Spec.LabelKey
+	egress := &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}}
+	if err := c.client.Delete(t.Context(), egress); err != nil {
+		t.Fatal(err)
+	}
+	again := service("s", "192.0.2.1")[2]
+	again.SetUID("another")
+	if err := c.client.Create(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	// The first sync still meets the old assignment, whose owner is gone, and removes it.
+	_ = c.sync()
+	c.mustSync()
+	if a := c.assignment("s"); a.Spec.Primary != "" || a.Spec.LabelKey != key || a.Spec.Epoch != 0 {
+		t.Errorf("assignment %+v, want a new one with the key %s", a.Spec, key)
+	}
+	if labels := c.ourLabels()["a"]; slices.Contains(labels, key) {
+		t.Errorf("the public label of the old assignment is still there: %v", labels)
+	}
+}
+
+func TestLocalTrafficPolicyNeedsALocalEndpoint(t *testing.T) {
+	objects := service("s", "192.0.2.1")
+	objects[0].(*corev1.Service).Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	on := "b"
+	objects[1].(*discoveryv1.EndpointSlice).Endpoints[0].NodeName = &on
+	c := newCluster(t, slices.Concat(node("a"), node("b"), node("c"), objects)...)
+	c.mustSync()
+	if got := c.assignment("s").Spec.Standby; got != "b" {
+		t.Errorf("standby %q, want b, where the endpoint is", got)
+	}
+}
+
+func TestDeadPrimaryIsReplacedWithoutWaitingForTheOffer(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), node("b"), service("s", "192.0.2.1"))...)
+	c.mustSync()
+	primary := c.assignment("s").Spec.Standby
+	c.report(primary, "s", true, true, false)
+	c.mustSync()
+	standby := c.assignment("s").Spec.Standby
+	c.report(primary, "s", true, true, true)
+	c.report(standby, "s", true, false, false)
+	dead := &corev1.Node{}
+	if err := c.client.Get(t.Context(), types.NamespacedName{Name: primary}, dead); err != nil {
+		t.Fatal(err)
+	}
+	dead.Status.Conditions[0].Status = corev1.ConditionFalse
+	if err := c.client.Status().Update(t.Context(), dead); err != nil {
+		t.Fatal(err)
+	}
+	c.mustSync()
+	if got := c.assignment("s").Spec; got.Primary != standby || got.Epoch != 2 {
+		t.Errorf("%+v, want %s as primary in epoch 2", got, standby)
+	}
+}
+
+func TestBatchIsSpread(t *testing.T) {
+	objects := slices.Concat(node("a"), node("b"))
+	for _, name := range []string{"s1", "s2", "s3", "s4", "s5", "s6"} {
+		objects = append(objects, service(name, "192.0.2."+name[1:])...)
+	}
+	c := newCluster(t, objects...)
+	c.mustSync()
+	count := map[string]int{}
+	for _, name := range []string{"s1", "s2", "s3", "s4", "s5", "s6"} {
+		count[c.assignment(name).Spec.Standby]++
+	}
+	if diff := cmp.Diff(map[string]int{"a": 3, "b": 3}, count); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 

@@ -6,9 +6,10 @@
 //
 // One sync reads everything from the informers' caches, decides every service by pure
 // functions (packages election, lifecycle, advertisement) and writes the differences; what
-// fails for one service stops only that service. The package promises invariants I1
-// (external back end), I2, I5, I7 and I8 of the design for the cluster-level half, and needs
-// no state of its own: after a restart it decides from the objects alone.
+// fails for one service stops only that service. The package promises invariants I2, I5, I7
+// and I8 of the design for the cluster-level half. What it remembers between syncs (since when
+// it waits, what it tries again later) may be lost: after a restart it decides from the objects
+// alone.
 //
 // It must not import speakerext, dataplane or bgp: the programs meet only in the API.
 package controllerext

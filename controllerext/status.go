@@ -31,7 +31,7 @@ func (c *Controller) writeStatus(ctx context.Context, w *work) {
 	if w.decision.Move != nil {
 		after.Status.LastMove = w.decision.Move
 	}
-	if move := after.Status.LastMove; move != nil && move.Duration == nil && meta.IsStatusConditionTrue(after.Status.Conditions, v1alpha1.ConditionAnnounced) {
+	if move := after.Status.LastMove; move != nil && move.Epoch == after.Spec.Epoch && move.Duration == nil && meta.IsStatusConditionTrue(after.Status.Conditions, v1alpha1.ConditionAnnounced) {
 		move.Duration = &metav1.Duration{Duration: c.Now().Sub(move.StartedAt.Time).Round(1e6)}
 	}
 	if !equality.Semantic.DeepEqual(w.assignment.Status, after.Status) {
@@ -88,7 +88,8 @@ func (w *work) conditions() []metav1.Condition {
 		add(v1alpha1.ConditionAnnounced, false, "", "NoPrimary", "no node is assigned")
 	} else {
 		add(v1alpha1.ConditionDataplaneReady, programmed, "Programmed", "WaitingForPrimary", orElse(report.Reason, "node "+spec.Primary+" has not reported this generation as programmed"))
-		add(v1alpha1.ConditionAnnounced, current && report.Announced, "Announced", w.notAnnounced(report), orElse(report.Reason, "node "+spec.Primary+" has not reported the address as announced"))
+		reason, why := w.notAnnounced(report)
+		add(v1alpha1.ConditionAnnounced, current && report.Announced, "Announced", reason, why)
 	}
 	message := ""
 	if w.advertised != nil {
@@ -110,11 +111,16 @@ func (w *work) conditions() []metav1.Condition {
 	return list
 }
 
-func (w *work) notAnnounced(report v1alpha1.EgressNodeService) string {
-	if !report.Offered {
-		return "NotOffered"
+// notAnnounced names what is missing while the primary does not announce.
+func (w *work) notAnnounced(report v1alpha1.EgressNodeService) (reason, message string) {
+	message = orElse(report.Reason, "node "+w.assignment.Spec.Primary+" has not reported the address as announced")
+	switch {
+	case w.labeled != nil:
+		return "NodeNotLabeled", w.labeled.Error()
+	case !report.Offered:
+		return "NotOffered", message
 	}
-	return "NotAnnounced"
+	return "NotAnnounced", message
 }
 
 // event tells the user of each change of the NodeAssigned reason and of each move.
@@ -122,9 +128,16 @@ func (c *Controller) event(w *work) {
 	assigned, move := w.decision.Assigned, w.decision.Move
 	key := assigned.Reason + w.assignment.Spec.Primary
 	c.mutex.Lock()
-	same := c.reasons[w.key] == key
+	last, known := c.reasons[w.key]
 	c.reasons[w.key] = key
 	c.mutex.Unlock()
+	if !known && w.before != nil {
+		// After a restart the condition tells what was said last.
+		if condition := meta.FindStatusCondition(w.before.Status.Conditions, v1alpha1.ConditionNodeAssigned); condition != nil {
+			last = condition.Reason + w.before.Spec.Primary
+		}
+	}
+	same := last == key
 	if same && move == nil {
 		return
 	}

@@ -48,7 +48,8 @@ func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
 	if err := s.list(ctx, &configurations, client.InNamespace(s.FRRNamespace)); err != nil {
 		return 0, err
 	}
-	config, findings := bgp.Merge(nodeView(&node), configurations.Items, s.password(ctx))
+	passwords, again := s.readPasswords(ctx, configurations.Items)
+	config, findings := bgp.Merge(nodeView(&node), configurations.Items, passwords)
 	var problems []string
 	for _, p := range findings {
 		problems = append(problems, p.String())
@@ -69,11 +70,12 @@ func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
 		level.Info(s.Logger).Log("event", "guard", "msg", "egress addresses withheld from BGP", "addresses", fmt.Sprint(withheld))
 		s.withheld = withheld
 	}
+	s.ledger.setFailure("bgp", err)
 	s.wake(s.reportWake)
 	if err != nil {
-		return 0, fmt.Errorf("apply the BGP configuration: %w", err)
+		return again, fmt.Errorf("apply the BGP configuration: %w", err)
 	}
-	return 0, nil
+	return again, nil
 }
 
 // nodeView is the BGP package's view of the node: the addresses are those that Kubernetes
@@ -94,6 +96,9 @@ func nodeView(node *corev1.Node) bgp.NodeView {
 func (s *Speaker) permissions(node *corev1.Node, all []*followed) map[netip.Addr]bool {
 	may := map[netip.Addr]bool{}
 	for _, f := range all {
+		if !f.exclusive() {
+			continue
+		}
 		for _, address := range slices.Concat(f.loadBalancerIPs(), f.sourceIPs()) {
 			// An address that several services share is open only while each of them agrees.
 			open := s.mayAnnounce(node, f, address)
@@ -115,30 +120,4 @@ func (s *Speaker) mayAnnounce(node *corev1.Node, f *followed, address netip.Addr
 	}
 	p, ok := s.ledger.isProgrammed(f.key.String())
 	return ok && p.uid == f.assignment.UID && slices.Contains(p.addresses, address)
-}
-
-// password reads a neighbor's password from a Secret of the FRRConfigurations' namespace. While
-// the API server can't be asked, the last answer holds: a session must not fall over that.
-func (s *Speaker) password(ctx context.Context) func(name string) (string, error) {
-	return func(name string) (string, error) {
-		secret, err := get(ctx, s.Secrets, types.NamespacedName{Namespace: s.FRRNamespace, Name: name}, &corev1.Secret{})
-		switch {
-		case err != nil:
-			if last, ok := s.passwords[name]; ok {
-				return last, nil
-			}
-			return "", err
-		case secret == nil:
-			delete(s.passwords, name)
-			return "", fmt.Errorf("secret %s/%s does not exist", s.FRRNamespace, name)
-		case secret.Type != corev1.SecretTypeBasicAuth:
-			return "", fmt.Errorf("secret %s/%s is not of type %s", s.FRRNamespace, name, corev1.SecretTypeBasicAuth)
-		}
-		password, ok := secret.Data[corev1.BasicAuthPasswordKey]
-		if !ok {
-			return "", fmt.Errorf("secret %s/%s has no key %s", s.FRRNamespace, name, corev1.BasicAuthPasswordKey)
-		}
-		s.passwords[name] = string(password)
-		return string(password), nil
-	}
 }

@@ -44,19 +44,19 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	services, refused := map[string]programmed{}, map[string]string{}
 	previous, again := s.previous(all)
 	for _, f := range all {
-		if f.assignment == nil {
+		if !f.steered() {
 			continue
 		}
 		found, foreign, err := s.endpoints(ctx, f.key)
 		if err != nil {
 			return 0, err
 		}
-		if foreign > 0 {
-			problems = append(problems, fmt.Sprintf("%s: %d endpoint addresses belong to no pod of the namespace and are left alone", f.key, foreign))
-		}
 		role := f.role(s.Node)
 		if role == "" && previous[f.key] {
 			role = v1alpha1.RolePrevious
+		}
+		if foreign > 0 && role != "" {
+			problems = append(problems, fmt.Sprintf("%s: %d endpoint addresses belong to no pod of the namespace and are left alone", f.key, foreign))
 		}
 		input.Services = append(input.Services, planned(f, role, found))
 		switch why := s.cannotServe(input.Nodes[s.Node], f.sourceIPs()); {
@@ -80,8 +80,10 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	sequence, err := s.Dataplane.Apply(ctx, plan)
+	s.ledger.setFailure("dataplane", err)
 	if err != nil {
-		return 0, fmt.Errorf("apply the dataplane's plan: %w", err)
+		s.wake(s.reportWake)
+		return again, fmt.Errorf("apply the dataplane's plan: %w", err)
 	}
 	started := s.ledger.hasStarted()
 	changed := s.ledger.enter(sequence, s.Dataplane.Installed(), services)
@@ -167,10 +169,9 @@ func (s *Speaker) previous(all []*followed) (map[types.NamespacedName]bool, time
 
 // planned is the dataplane's view of one service.
 func planned(f *followed, role v1alpha1.Role, endpoints []endpoint) dataplane.Service {
-	spec := f.assignment.Spec
-	service := dataplane.Service{
-		Key: f.key.String(), Primary: spec.Primary, Standby: spec.Standby,
-		FailClosed: spec.FailurePolicy == v1alpha1.FailClosed, SourceIPs: f.sourceIPs(),
+	service := dataplane.Service{Key: f.key.String(), FailClosed: f.closed(), SourceIPs: f.sourceIPs()}
+	if f.assignment != nil {
+		service.Primary, service.Standby = f.assignment.Spec.Primary, f.assignment.Spec.Standby
 	}
 	switch role {
 	case v1alpha1.RolePrimary:

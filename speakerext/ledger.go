@@ -39,14 +39,17 @@ type offers struct {
 	offered, open map[netip.Addr]bool
 }
 
+// maxApplied bounds what is remembered while the integration bridge does not follow.
+const maxApplied = 16
+
 type entry struct {
 	sequence dataplane.Sequence
 	services map[string]programmed
 }
 
 // narrow takes back whatever the coming plan does not hold any more. It is called before the
-// plan is applied, so that nothing is announced that is about to go. True when it took back
-// anything.
+// plan is applied: the guard closes at the next BGP sync, which runs beside the application. True
+// when it took back anything.
 func (l *ledger) narrow(coming map[string]programmed) bool {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -65,6 +68,11 @@ func (l *ledger) enter(sequence, installed dataplane.Sequence, services map[stri
 	defer l.mutex.Unlock()
 	l.applied = slices.DeleteFunc(l.applied, func(e entry) bool { return e.sequence >= sequence })
 	l.applied = append(l.applied, entry{sequence, services})
+	if len(l.applied) > maxApplied {
+		// The bridge is far behind: the oldest would be the next to be reached, the newest the
+		// one that counts.
+		l.applied = slices.Delete(l.applied, 1, 2)
+	}
 	reached := -1
 	for i, e := range l.applied {
 		if e.sequence <= installed {
@@ -130,6 +138,16 @@ func (l *ledger) setProblems(loop string, problems []string) {
 		l.problems = map[string][]string{}
 	}
 	l.problems[loop] = problems
+}
+
+// setFailure records why a loop's last application failed, or, by nil, that it did not. It is
+// one line of that loop's problems.
+func (l *ledger) setFailure(loop string, err error) {
+	var problems []string
+	if err != nil {
+		problems = []string{loop + ": " + err.Error()}
+	}
+	l.setProblems(loop+" application", problems)
 }
 
 // allProblems are those of every loop, ordered, without duplicates.

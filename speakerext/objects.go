@@ -20,13 +20,35 @@ import (
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 )
 
-// followed is one EgressService of the LoadBalancerIP kind with what belongs to it. The
-// objects are the caches' own and must not be changed.
+// followed is one EgressService with what belongs to it. The objects are the caches' own and
+// must not be changed.
 type followed struct {
 	key        types.NamespacedName
 	egress     *egressv1.EgressService
 	service    *corev1.Service            // nil when there is none
 	assignment *v1alpha1.EgressAssignment // nil when there is none
+}
+
+// exclusive is true when the LoadBalancer IP may leave one node only. A service of the Network
+// kind is an ordinary one to BGP.
+func (f *followed) exclusive() bool { return f.egress.Spec.SourceIPBy != egressv1.SourceIPNetwork }
+
+// closed is true when the pods' packets to the outside must be dropped while no node is assigned.
+// Before there is an assignment, and with one of an earlier EgressService, the annotation decides.
+func (f *followed) closed() bool {
+	if f.assignment != nil {
+		return f.assignment.Spec.FailurePolicy == v1alpha1.FailClosed
+	}
+	return f.egress.Annotations[v1alpha1.FailurePolicyAnnotation] == string(v1alpha1.FailClosed)
+}
+
+// steered is true when OVN has something to do with the service's pods: a service of the
+// Network kind has its own routing, unless that can't be had and it must not leave otherwise.
+func (f *followed) steered() bool {
+	if f.exclusive() {
+		return f.assignment != nil || f.closed()
+	}
+	return f.egress.Spec.Network != "" && f.closed()
 }
 
 // role is the node's in the assignment.
@@ -70,8 +92,7 @@ func (f *followed) loadBalancerIPs() []netip.Addr {
 	return found
 }
 
-// follow lists the EgressServices of the LoadBalancerIP kind, oldest first: on every node in
-// the same order.
+// follow lists the EgressServices, oldest first: on every node in the same order.
 func (s *Speaker) follow(ctx context.Context) ([]*followed, error) {
 	var egressServices egressv1.EgressServiceList
 	if err := s.list(ctx, &egressServices); err != nil {
@@ -80,7 +101,7 @@ func (s *Speaker) follow(ctx context.Context) ([]*followed, error) {
 	var all []*followed
 	for i := range egressServices.Items {
 		egress := &egressServices.Items[i]
-		if egress.DeletionTimestamp != nil || egress.Spec.SourceIPBy == egressv1.SourceIPNetwork {
+		if egress.DeletionTimestamp != nil {
 			continue
 		}
 		f := &followed{key: client.ObjectKeyFromObject(egress), egress: egress}

@@ -88,6 +88,9 @@ func (s *Speaker) status(all []*followed) v1alpha1.EgressNodeStatus {
 	}
 	o := s.ledger.offers()
 	for _, f := range all {
+		if !f.exclusive() {
+			continue
+		}
 		if entry, concerned := s.answer(f, o); concerned {
 			status.Services = append(status.Services, entry)
 		}

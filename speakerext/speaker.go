@@ -65,7 +65,7 @@ type Speaker struct {
 	// Of the dataplane loop.
 	wasPrimary map[types.NamespacedName]lingering
 	// Of the BGP loop.
-	passwords map[string]string
+	passwords map[string]password
 	withheld  []netip.Addr
 	startedAt time.Time
 	// Of the report loop.
@@ -80,7 +80,6 @@ func New(o Options) *Speaker {
 	return &Speaker{
 		Options: o,
 		bgpWake: make(chan struct{}, 1), reportWake: make(chan struct{}, 1),
-		passwords: map[string]string{},
 	}
 }
 

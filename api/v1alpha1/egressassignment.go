@@ -25,8 +25,8 @@ const (
 	ConditionDataplaneReady = "DataplaneReady"
 	// ConditionAnnounced is true while the primary reports the LoadBalancer IP as sent.
 	ConditionAnnounced = "Announced"
-	// ConditionAdvertisementsConsistent is true while MetalLB's objects announce the
-	// service from the elected node and from nowhere else.
+	// ConditionAdvertisementsConsistent is true while the BGPAdvertisement of ours is in
+	// place, and the Service has the label that it selects.
 	ConditionAdvertisementsConsistent = "AdvertisementsConsistent"
 	// ConditionReady is true while all the others are.
 	ConditionReady = "Ready"

@@ -87,7 +87,7 @@ type EgressNodeService struct {
 	UID types.UID `json:"uid"`
 	// observedGeneration is the EgressAssignment's generation that this entry answers.
 	ObservedGeneration int64 `json:"observedGeneration"`
-	// role is this node's role in that generation.
+	// role is this node's role in the newest generation that it has seen.
 	Role Role `json:"role"`
 	// programmed is true when nftables is committed, OVN is committed, and the local
 	// integration bridge has the flows.

@@ -95,7 +95,7 @@ func run(ctx context.Context, o options) error {
 		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("egress-controller"), Logger: logger,
 		MetalLBNamespace: o.MetalLBNamespace, DefaultFailurePolicy: policy, ServiceConditions: conditions, Now: time.Now,
 	}
-	loop := program.Loop{Name: "services", Sync: controller.Sync, Watched: controllerext.Watched()}
+	loop := program.Loop{Name: "services", Logger: logger, Sync: controller.Sync, Watched: controllerext.Watched()}
 	if err := loop.AddTo(mgr); err != nil {
 		return err
 	}

@@ -112,7 +112,7 @@ func run(ctx context.Context, o options) (err error) {
 	}{
 		{speaker.DataplaneLoop(), speaker.SyncDataplane}, {speaker.BGPLoop(), speaker.SyncBGP}, {speaker.ReportLoop(), speaker.SyncReport},
 	} {
-		if err := (program.Loop{Name: loop.Name, Sync: loop.sync, Watched: loop.Watched, Wake: loop.Wake}).AddTo(mgr); err != nil {
+		if err := (program.Loop{Name: loop.Name, Logger: logger, Sync: loop.sync, Watched: loop.Watched, Wake: loop.Wake}).AddTo(mgr); err != nil {
 			return err
 		}
 	}
@@ -120,7 +120,7 @@ func run(ctx context.Context, o options) (err error) {
 	return mgr.Start(ctx)
 }
 
-// newManager makes a manager whose caches hold no more than this node needs.
+// newManager makes a manager whose caches hold, of what is large, only the parts that are needed.
 func newManager(o options) (manager.Manager, error) {
 	config, err := o.RESTConfig("egress-speaker/" + version)
 	if err != nil {

@@ -26,6 +26,11 @@ func Pool(serviceAnnotations map[string]string) string {
 	return serviceAnnotations[deprecatedPoolAnnotation]
 }
 
+// Name is the name of a service's advertisement.
+func Name(namespace, service string) string {
+	return "egress-" + namespace + "-" + service + "-" + lifecycle.Digest(namespace, service)
+}
+
 // Owned is the BGPAdvertisement, in MetalLB's namespace, of one assignment. Its
 // nodeSelectors are the public label and the standby's label, so that MetalLB offers the
 // route on both nodes beforehand and a promotion makes it rewrite nothing; the guard in the
@@ -38,7 +43,7 @@ func Owned(assignment *v1alpha1.EgressAssignment, pool, metallbNamespace string)
 	return &metallbv1beta1.BGPAdvertisement{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:   metallbNamespace,
-			Name:        "egress-" + assignment.Namespace + "-" + assignment.Name + "-" + digest,
+			Name:        Name(assignment.Namespace, assignment.Name),
 			Labels:      map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByValue, v1alpha1.ServiceLabel: digest},
 			Annotations: map[string]string{v1alpha1.OwnerAnnotation: assignment.Namespace + "/" + assignment.Name},
 		},

@@ -156,6 +156,8 @@ func (s *step) waitFor(elected string) string {
 	other := s.Elect(s.decision.Spec.Primary, s.decision.Spec.Standby, s.avoid()).Primary
 	if other == elected || other == s.decision.Spec.Primary {
 		s.assigned(metav1.ConditionFalse, "StandbySilent", "node "+elected+" has not acknowledged, and there is no other node: still waiting")
+		// A node that has rested is worth another try, though it has nothing to report till then.
+		s.decision.Again = s.firstRestEnds()
 		return elected
 	}
 	s.memory.waitingFor, s.memory.waitingSince = other, s.now
@@ -254,6 +256,10 @@ func (s *step) cause(rejected []election.Rejection) string {
 	return "NodeGone"
 }
 
+// assigned sets the condition: true while the service has a primary, whatever is under way.
 func (s *step) assigned(status metav1.ConditionStatus, reason, message string) {
+	if s.decision.Spec.Primary != "" {
+		status = metav1.ConditionTrue
+	}
 	s.decision.Assigned = metav1.Condition{Type: v1alpha1.ConditionNodeAssigned, Status: status, Reason: reason, Message: message}
 }

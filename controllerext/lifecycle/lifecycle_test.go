@@ -146,9 +146,41 @@ func TestSilentStandbyIsReplacedAndRested(t *testing.T) {
 	w.now = w.now.Add(AcknowledgeTimeout)
 	w.decide()
 	w.expect("both were silent: keep waiting", 0, "", "b", "StandbySilent")
+	if want := RestMin - AcknowledgeTimeout; w.last.Again != want {
+		t.Errorf("again in %v, want %v, when a has rested", w.last.Again, want)
+	}
 	w.report("b", true, true, false)
 	w.decide()
 	w.expect("b answers late", 1, "b", "a", "Assigned")
+}
+
+func TestRestsGrowAndEnd(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.decide()
+	w.now = w.now.Add(AcknowledgeTimeout)
+	w.decide()
+	w.now = w.now.Add(RestMin)
+	w.decide()
+	w.expect("a has rested, b was silent too", 0, "", "a", "WaitingForStandby")
+	w.now = w.now.Add(AcknowledgeTimeout)
+	w.decide()
+	w.now = w.now.Add(RestMin)
+	w.decide()
+	if w.last.Spec.Standby != "b" {
+		t.Errorf("standby %s; a rests twice as long the second time", w.last.Spec.Standby)
+	}
+}
+
+func TestConditionStaysTrueWhileTheServiceMoves(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.settle()
+	w.node("a").Excluded = true
+	delete(w.service.Reports, "b")
+	w.decide()
+	w.expect("b has not answered", 1, "a", "b", "WaitingForStandby")
+	if w.last.Assigned.Status != metav1.ConditionTrue {
+		t.Error("NodeAssigned is not true although a is primary")
+	}
 }
 
 func TestOnlyNodeIsWaitedForForever(t *testing.T) {

@@ -37,6 +37,17 @@ func (s *step) avoid() map[string]bool {
 	return avoid
 }
 
+// firstRestEnds is the time until the first rest that goes on now ends, or 0.
+func (s *step) firstRestEnds() time.Duration {
+	var first time.Duration
+	for _, r := range s.memory.rests {
+		if left := r.until.Sub(s.now); left > 0 && (first == 0 || left < first) {
+			first = left
+		}
+	}
+	return first
+}
+
 // currentRests copies the rests that still matter: a node's back-off is forgotten RestMax
 // after it ended.
 func (s *step) currentRests() map[string]rest {

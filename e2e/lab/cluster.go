@@ -102,7 +102,7 @@ func (l *Lab) StartController(ctx context.Context) error {
 	}
 	return l.Processes.Start(ctx, process.Spec{
 		Name: ControllerProcess, Netns: l.Topology.ControlNetns(), Path: filepath.Join(l.Programs, "egress-controller"),
-		Args: []string{"-kubeconfig", kubeconfig, "-leader-election=false"},
+		Args: []string{"-kubeconfig", kubeconfig},
 	})
 }
 

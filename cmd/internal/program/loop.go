@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -22,9 +24,10 @@ import (
 // whole state is computed anew each time, so events carry no information and any number of
 // them is one call.
 type Loop struct {
-	Name string
+	Name   string
+	Logger log.Logger
 	// Sync returns when to be called again though nothing happens (0: never). After an error
-	// it is called again with back-off, for ever.
+	// it is called again with back-off, for ever, or when it says itself if that is sooner.
 	Sync func(context.Context) (again time.Duration, err error)
 	// Watched are the kinds whose changes call Sync. It is not called before all have been read.
 	Watched []client.Object
@@ -37,6 +40,9 @@ const (
 	firstRetry, lastRetry = 100 * time.Millisecond, 30 * time.Second
 	// syncTimeout bounds one call, so that what hangs is noticed and tried again.
 	syncTimeout = time.Minute
+	// pause is the shortest time between two calls: a burst of events is one call, and what fails
+	// is not tried again at the rate of the events.
+	pause = 20 * time.Millisecond
 )
 
 // everything is the only key: a loop has one thing to do.
@@ -49,25 +55,54 @@ func (l Loop) AddTo(mgr manager.Manager) error {
 	})
 	b := builder.ControllerManagedBy(mgr).Named(l.Name).WithOptions(controller.Options{
 		MaxConcurrentReconciles: 1,
-		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](firstRetry, lastRetry),
 	})
 	for _, object := range l.Watched {
 		b = b.Watches(object, toEverything)
 	}
 	b = b.WatchesRawSource(source.Func(l.start))
+	r := &runner{Loop: l}
 	err := b.Complete(reconcile.Func(func(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
-		ctx, cancel := context.WithTimeout(ctx, syncTimeout)
-		defer cancel()
-		again, err := l.Sync(ctx)
-		if err != nil {
-			return reconcile.Result{}, err
-		}
-		return reconcile.Result{RequeueAfter: again}, nil
+		return reconcile.Result{RequeueAfter: r.run(ctx)}, nil
 	}))
 	if err != nil {
 		return fmt.Errorf("loop %s: %w", l.Name, err)
 	}
 	return nil
+}
+
+// runner is a loop at work.
+type runner struct {
+	Loop
+	ended    time.Time // of the last call
+	failures int       // in a row
+}
+
+// run calls Sync, unless that was done just now, and returns when to run again.
+func (r *runner) run(ctx context.Context) time.Duration {
+	if left := pause - time.Since(r.ended); left > 0 {
+		return left
+	}
+	syncCtx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	again, err := r.Sync(syncCtx)
+	r.ended = time.Now()
+	if err == nil {
+		r.failures = 0
+		return again
+	}
+	if ctx.Err() != nil {
+		return 0
+	}
+	retry := lastRetry
+	if r.failures < 16 {
+		retry = min(firstRetry<<r.failures, lastRetry)
+	}
+	r.failures++
+	if again > 0 {
+		retry = min(retry, again)
+	}
+	level.Error(r.Logger).Log("event", "syncFailed", "msg", "not everything could be brought up to date", "loop", r.Name, "again", retry, "error", err)
+	return retry
 }
 
 // start calls once at the beginning, even in an empty cluster, and follows the channels until

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package speakerext
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+)
+
+// secrets answers reads of Secrets as a test says.
+type secrets struct {
+	client.Reader
+	reads int
+	err   error
+	hang  bool
+}
+
+func (s *secrets) Get(ctx context.Context, key client.ObjectKey, object client.Object, _ ...client.GetOption) error {
+	s.reads++
+	if s.hang {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if s.err != nil {
+		return s.err
+	}
+	*object.(*corev1.Secret) = corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}, Type: corev1.SecretTypeBasicAuth,
+		Data: map[string][]byte{corev1.BasicAuthPasswordKey: []byte("hush")},
+	}
+	return nil
+}
+
+// withPassword is a rig whose neighbor has a Secret.
+func withPassword(t *testing.T) (*rig, *secrets) {
+	t.Helper()
+	r := newRig(t)
+	s := &secrets{}
+	r.Secrets = s
+	change(r, types.NamespacedName{Namespace: "metallb-system", Name: "metallb-n1"}, &frrk8sv1beta1.FRRConfiguration{}, func(c *frrk8sv1beta1.FRRConfiguration) {
+		c.Spec.BGP.Routers[0].Neighbors[0].PasswordSecret = frrk8sv1beta1.SecretReference{Name: "tor", Namespace: "metallb-system"}
+	})
+	r.setLabel(true)
+	return r, s
+}
+
+func (r *rig) password() string {
+	if len(r.bgp.config.Routers) == 0 || len(r.bgp.config.Routers[0].Neighbors) == 0 {
+		return "no neighbor"
+	}
+	return r.bgp.config.Routers[0].Neighbors[0].Password
+}
+
+func TestPasswordOutlivesTheAPIServer(t *testing.T) {
+	r, s := withPassword(t)
+	r.sync()
+	r.settle()
+	if r.password() != "hush" || s.reads != 1 {
+		t.Fatalf("password %q after %d reads, want one read", r.password(), s.reads)
+	}
+	s.err = errors.New("away")
+	r.now = r.now.Add(secretAge)
+	r.syncBGP()
+	if r.password() != "hush" || s.reads != 2 {
+		t.Errorf("with the API server away: password %q after %d reads", r.password(), s.reads)
+	}
+}
+
+func TestUnreadPasswordIsTriedAgain(t *testing.T) {
+	r, s := withPassword(t)
+	s.err = errors.New("away")
+	r.sync()
+	r.settle()
+	again, err := r.SyncBGP(t.Context())
+	if err != nil || again != secretAge || r.password() != "no neighbor" {
+		t.Errorf("again in %v, error %v, password %q; want another try in %v and no neighbor", again, err, r.password(), secretAge)
+	}
+	s.err = nil
+	r.now = r.now.Add(secretAge)
+	r.syncBGP()
+	if r.password() != "hush" {
+		t.Errorf("password %q", r.password())
+	}
+}
+
+// TestWithdrawalDoesNotWaitForSecrets: reads that hang may cost a withdrawal a second, no more.
+func TestWithdrawalDoesNotWaitForSecrets(t *testing.T) {
+	r, s := withPassword(t)
+	r.sync()
+	r.settle()
+	if !r.announces("192.0.2.1") {
+		t.Fatal("not announced")
+	}
+	s.hang = true
+	r.now = r.now.Add(secretAge)
+	r.setLabel(false)
+	begin := time.Now()
+	r.syncBGP()
+	if took := time.Since(begin); r.announces("192.0.2.1") || took > 5*secretsTimeout {
+		t.Errorf("announced: %v, after %v", r.announces("192.0.2.1"), took)
+	}
+}
+
+func TestSharedAddressNeedsEveryService(t *testing.T) {
+	other := service("other")
+	r := newRig(t, other...)
+	r.setLabel(true)
+	r.sync()
+	r.settle()
+	if r.announces("192.0.2.1") {
+		t.Error("announced although the other service of that address has no node")
+	}
+	if err := r.Client.Delete(t.Context(), other[1]); err != nil {
+		t.Fatal(err)
+	}
+	r.syncBGP()
+	if !r.announces("192.0.2.1") {
+		t.Error("not announced although the only service left is served here")
+	}
+}
+
+// service is a Service with the rig's address, and its EgressService without an assignment.
+func service(name string) []client.Object {
+	meta := metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID("uid-of-" + name)}
+	return []client.Object{
+		&corev1.Service{ObjectMeta: meta, Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: lbIP.String()}}}}},
+		&egressv1.EgressService{ObjectMeta: meta},
+	}
+}
+
+// TestAnotherAssignmentOfTheSameName: what was programmed for the one before counts for nothing.
+func TestAnotherAssignmentOfTheSameName(t *testing.T) {
+	r := newRig(t)
+	r.setLabel(true)
+	r.sync()
+	r.settle()
+	old := &v1alpha1.EgressAssignment{}
+	if err := r.Client.Get(t.Context(), key, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Client.Delete(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	again := old.DeepCopy()
+	again.UID, again.ResourceVersion = "another", ""
+	if err := r.Client.Create(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	r.syncBGP()
+	if r.announces("192.0.2.1") {
+		t.Error("announced by what was programmed for another assignment")
+	}
+	if got := r.report(); got.Programmed || got.UID != "another" {
+		t.Errorf("report %+v", got)
+	}
+	r.dataplane.installed = 0
+	r.sync()
+	if r.announces("192.0.2.1") || r.report().Programmed {
+		t.Error("what is pending for the new assignment was taken from the old one")
+	}
+	r.settle()
+	if !r.announces("192.0.2.1") {
+		t.Error("not announced after it was programmed again")
+	}
+}
+
+func TestClosedServicesAreDroppedWithoutANode(t *testing.T) {
+	tests := []struct {
+		name string
+		do   func(*rig)
+		want string
+	}{
+		{"no assignment, annotated Closed", func(r *rig) {
+			change(r, key, &egressv1.EgressService{}, func(e *egressv1.EgressService) {
+				e.Annotations = map[string]string{v1alpha1.FailurePolicyAnnotation: "Closed"}
+			})
+			if err := r.Client.Delete(r.Context(), &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}}); err != nil {
+				r.Fatal(err)
+			}
+		}, "drop"},
+		{"no assignment", func(r *rig) {
+			if err := r.Client.Delete(r.Context(), &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}}); err != nil {
+				r.Fatal(err)
+			}
+		}, ""},
+		{"a network that is not supported", func(r *rig) {
+			change(r, key, &egressv1.EgressService{}, func(e *egressv1.EgressService) {
+				e.Spec.SourceIPBy, e.Spec.Network = egressv1.SourceIPNetwork, "100"
+			})
+			r.assign(func(s *v1alpha1.EgressAssignmentSpec) {
+				*s = v1alpha1.EgressAssignmentSpec{Epoch: 2, LabelKey: label, SourceIPBy: "Network", Network: "100", FailurePolicy: v1alpha1.FailClosed}
+			})
+		}, "drop"},
+		{"the Network kind without a network", func(r *rig) {
+			change(r, key, &egressv1.EgressService{}, func(e *egressv1.EgressService) { e.Spec.SourceIPBy = egressv1.SourceIPNetwork })
+			r.assign(func(s *v1alpha1.EgressAssignmentSpec) {
+				*s = v1alpha1.EgressAssignmentSpec{Epoch: 2, LabelKey: label, SourceIPBy: "Network", FailurePolicy: v1alpha1.FailOpen}
+			})
+		}, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRig(t)
+			test.do(r)
+			r.sync()
+			dump := r.dataplane.plan.Dump()
+			steered := ""
+			for line := range strings.Lines(dump) {
+				if strings.HasPrefix(line, "policy 109 ") && strings.Contains(line, "ip4.src") {
+					steered = "other"
+					if strings.Contains(line, " drop") {
+						steered = "drop"
+					}
+				}
+			}
+			if steered != test.want {
+				t.Errorf("the pods' packets: %q, want %q; plan:\n%s", steered, test.want, dump)
+			}
+		})
+	}
+}
+
+func TestFailedApplicationIsReported(t *testing.T) {
+	r := newRig(t)
+	r.sync()
+	r.dataplane.err = errors.New("the database is away")
+	if _, err := r.SyncDataplane(t.Context()); err == nil {
+		t.Fatal("no error")
+	}
+	r.syncBGP()
+	problems := func() []string {
+		var report v1alpha1.EgressNode
+		if err := r.Client.Get(t.Context(), types.NamespacedName{Name: "n1"}, &report); err != nil {
+			t.Fatal(err)
+		}
+		return report.Status.Problems
+	}
+	away := func(p string) bool { return strings.Contains(p, "the database is away") }
+	if !slices.ContainsFunc(problems(), away) {
+		t.Errorf("problems %v", problems())
+	}
+	r.dataplane.err = nil
+	r.sync()
+	if slices.ContainsFunc(problems(), away) {
+		t.Errorf("problems after it is back: %v", problems())
+	}
+}
