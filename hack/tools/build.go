@@ -24,20 +24,20 @@ type builder struct {
 
 // build builds the plan's programs one after the other (the compiler itself uses every core) and returns how many it
 // built. A program that another run built in the meantime is left as it is.
-func (b *builder) build(ctx context.Context, todo plan) (int, error) {
+func (b *builder) build(ctx context.Context, pending plan) (int, error) {
 	built := 0
-	for len(todo.steps) > 0 {
-		dir := todo.steps[0].dir
-		end := slices.IndexFunc(todo.steps, func(s step) bool { return s.dir != dir })
+	for len(pending.steps) > 0 {
+		dir := pending.steps[0].dir
+		end := slices.IndexFunc(pending.steps, func(s step) bool { return s.dir != dir })
 		if end < 0 {
-			end = len(todo.steps)
+			end = len(pending.steps)
 		}
-		count, err := b.buildFolder(ctx, dir, todo.steps[:end], todo.total)
+		count, err := b.buildFolder(ctx, dir, pending.steps[:end], pending.total)
 		built += count
 		if err != nil {
 			return built, err
 		}
-		todo.steps = todo.steps[end:]
+		pending.steps = pending.steps[end:]
 	}
 	return built, nil
 }

@@ -68,12 +68,12 @@ func (f *fixture) compile(_ context.Context, c command) error {
 
 func (f *fixture) build(ctx context.Context, groups ...string) (int, error) {
 	f.t.Helper()
-	todo, err := newPlan(f.repoRoot, groups)
+	pending, err := newPlan(f.repoRoot, groups)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	f.commands = nil
-	return (&builder{run: f.compile, out: newReporter(io.Discard)}).build(ctx, todo)
+	return (&builder{run: f.compile, out: newReporter(io.Discard)}).build(ctx, pending)
 }
 
 func (f *fixture) path(group, name string) string {
@@ -168,19 +168,19 @@ func TestPlan(t *testing.T) {
 				group, program, _ := strings.Cut(name, "/")
 				f.write(f.path(group, program), content)
 			}
-			todo, err := newPlan(f.repoRoot, test.groups)
+			pending, err := newPlan(f.repoRoot, test.groups)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var got []string
-			for _, each := range todo.steps {
+			for _, each := range pending.steps {
 				got = append(got, string(rune('0'+each.number))+" "+each.program.Name)
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("steps (-want +got):\n%s", diff)
 			}
-			if todo.total != test.total {
-				t.Errorf("total = %d, want %d", todo.total, test.total)
+			if pending.total != test.total {
+				t.Errorf("total = %d, want %d", pending.total, test.total)
 			}
 		})
 	}
@@ -269,11 +269,11 @@ func TestBuildWaitsForAnotherRun(t *testing.T) {
 		}
 		return progress.Write(line)
 	}))
-	todo, err := newPlan(f.repoRoot, []string{cache.MetalLB})
+	pending, err := newPlan(f.repoRoot, []string{cache.MetalLB})
 	if err != nil {
 		t.Fatal(err)
 	}
-	built, err := (&builder{run: f.compile, out: out}).build(t.Context(), todo)
+	built, err := (&builder{run: f.compile, out: out}).build(t.Context(), pending)
 	if err != nil || built != 0 || len(f.commands) != 0 {
 		t.Errorf("built %d, %v, ran %q, want nothing built twice", built, err, f.commands)
 	}

@@ -100,16 +100,16 @@ func provide(ctx context.Context, repoRoot, name string, wanted selection, stder
 	if err := newInstaller(out).provide(ctx, wanted.files); err != nil {
 		return err
 	}
-	todo, err := newPlan(repoRoot, wanted.groups)
+	pending, err := newPlan(repoRoot, wanted.groups)
 	if err != nil {
 		return err
 	}
-	built, err := (&builder{run: runCommand, out: out}).build(ctx, todo)
+	built, err := (&builder{run: runCommand, out: out}).build(ctx, pending)
 	if err != nil {
 		return err
 	}
 	out.printf("%s is complete: Debian packages %d, programs %d, built now %d, took %s",
-		name, countPackages(wanted.files), todo.total, built, out.elapsed())
+		name, countPackages(wanted.files), pending.total, built, out.elapsed())
 	return nil
 }
 
@@ -133,12 +133,12 @@ func printPath(repoRoot, name string, stdout io.Writer) error {
 func printList(repoRoot string, stdout io.Writer) error {
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	for _, group := range cache.Groups() {
-		todo, err := newPlan(repoRoot, []string{group.Name})
+		pending, err := newPlan(repoRoot, []string{group.Name})
 		if err != nil {
 			return err
 		}
 		missing := map[string]bool{}
-		for _, each := range todo.steps {
+		for _, each := range pending.steps {
 			missing[each.program.Name] = true
 		}
 		for _, program := range group.Programs {

@@ -32,7 +32,7 @@ func (s step) target() string { return filepath.Join(s.dir, s.program.Name) }
 
 // newPlan compares what the groups hold with what is in the cache folder, by looking at files alone.
 func newPlan(repoRoot string, groups []string) (plan, error) {
-	var todo plan
+	var pending plan
 	for _, name := range groups {
 		group, err := cache.FindGroup(name)
 		if err != nil {
@@ -43,18 +43,18 @@ func newPlan(repoRoot string, groups []string) (plan, error) {
 			return plan{}, err
 		}
 		for _, program := range group.Programs {
-			todo.total++
+			pending.total++
 			version, err := program.Version(repoRoot)
 			if err != nil {
 				return plan{}, err
 			}
 			next := step{
-				program: program, version: version, moduleDir: program.ModuleDir(repoRoot), dir: dir, number: todo.total,
+				program: program, version: version, moduleDir: program.ModuleDir(repoRoot), dir: dir, number: pending.total,
 			}
 			if !cache.Present(next.target()) {
-				todo.steps = append(todo.steps, next)
+				pending.steps = append(pending.steps, next)
 			}
 		}
 	}
-	return todo, nil
+	return pending, nil
 }
