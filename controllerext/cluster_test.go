@@ -218,4 +218,3 @@ func service(name, address string) []client.Object {
 		&egressv1.EgressService{ObjectMeta: egress},
 	}
 }
-
