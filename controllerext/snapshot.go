@@ -109,6 +109,7 @@ func candidate(node *corev1.Node, report *v1alpha1.EgressNode) election.Node {
 		}
 	}
 	if report != nil {
+		c.SharedGateway = report.Status.GatewayMode == "shared"
 		c.SessionEstablished = slices.ContainsFunc(report.Status.BGPSessions, func(b v1alpha1.BGPSession) bool { return b.State == "Established" })
 	}
 	return c

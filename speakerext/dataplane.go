@@ -21,6 +21,10 @@ import (
 // Linger is how long a node that was replaced still forwards what is under way to it.
 const Linger = 30 * time.Second
 
+// lookAgain is how long the dataplane may go unlooked at: just past the age at which the applier
+// reads the nftables table again (apply.Options.RelistInterval).
+const lookAgain = 31 * time.Second
+
 // localGateway is the gateway mode in which the pods' traffic leaves through the host.
 const localGateway = "local"
 
@@ -31,7 +35,7 @@ type lingering struct {
 }
 
 // SyncDataplane computes the node's plan and applies it. It returns when to look again though
-// nothing happens (0: never).
+// nothing happens.
 func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	all, err := s.follow(ctx)
 	if err != nil {
@@ -43,6 +47,10 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	}
 	services, refused := map[string]programmed{}, map[string]string{}
 	previous, again := s.previous(all)
+	// Nothing tells when somebody changes the nftables table: it is looked at again by itself.
+	if again == 0 || again > lookAgain {
+		again = lookAgain
+	}
 	for _, f := range all {
 		if !f.steered() {
 			continue

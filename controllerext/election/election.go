@@ -29,6 +29,9 @@ type Node struct {
 	Cordoned bool
 	// Reporting is true when the node's egress-speaker has reported an EgressNode.
 	Reporting bool
+	// SharedGateway is true when the node reports OVN-Kubernetes' shared gateway mode, in which
+	// it can't serve.
+	SharedGateway bool
 	// SessionEstablished is true while one of the node's BGP sessions is.
 	SessionEstablished bool
 }
@@ -60,6 +63,7 @@ const (
 	SelectorMismatch   Reason = "NodeSelectorMismatch"
 	NoLocalEndpoint    Reason = "NoLocalEndpoint"
 	SpeakerNotReported Reason = "SpeakerNotReporting"
+	SharedGatewayMode  Reason = "SharedGatewayMode"
 )
 
 // Rejection is one node that is not eligible.
@@ -131,6 +135,8 @@ func reject(node Node, service Service) Reason {
 		return NoLocalEndpoint
 	case !node.Reporting:
 		return SpeakerNotReported
+	case node.SharedGateway:
+		return SharedGatewayMode
 	}
 	return ""
 }

@@ -40,11 +40,11 @@ func TestElect(t *testing.T) {
 		{name: "no nodes"},
 		{
 			name:  "every reason, and nobody left",
-			nodes: []Node{ready("g", func(n *Node) { n.Reporting = false }), ready("a", notReady), ready("b", func(n *Node) { n.Deleting = true }), ready("c", func(n *Node) { n.NetworkUnavailable = true }), ready("d", func(n *Node) { n.Excluded = true }), ready("e"), ready("f")},
+			nodes: []Node{ready("h", func(n *Node) { n.SharedGateway = true }), ready("g", func(n *Node) { n.Reporting = false }), ready("a", notReady), ready("b", func(n *Node) { n.Deleting = true }), ready("c", func(n *Node) { n.NetworkUnavailable = true }), ready("d", func(n *Node) { n.Excluded = true }), ready("e"), ready("f")},
 			service: Service{
-				Key: "ns/s", Selector: selector(t, "name!=e"), LocalNodes: map[string]bool{"e": true, "g": true},
+				Key: "ns/s", Selector: selector(t, "name!=e"), LocalNodes: map[string]bool{"e": true, "g": true, "h": true},
 			},
-			want: Result{Rejected: []Rejection{{"a", NotReady}, {"b", Deleting}, {"c", NetworkUnavailable}, {"d", Excluded}, {"e", SelectorMismatch}, {"f", NoLocalEndpoint}, {"g", SpeakerNotReported}}},
+			want: Result{Rejected: []Rejection{{"a", NotReady}, {"b", Deleting}, {"c", NetworkUnavailable}, {"d", Excluded}, {"e", SelectorMismatch}, {"f", NoLocalEndpoint}, {"g", SpeakerNotReported}, {"h", SharedGatewayMode}}},
 		},
 		{
 			name:    "fewest primaries first, standby next",
