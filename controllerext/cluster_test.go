@@ -79,16 +79,12 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 				o.SetGeneration(1)
 				return w.Create(ctx, o, options...)
 			},
-			Update: func(ctx context.Context, w client.WithWatch, o client.Object, options ...client.UpdateOption) error {
-				if err := write("update", o); err != nil {
-					return err
-				}
-				o.SetGeneration(o.GetGeneration() + 1)
-				return w.Update(ctx, o, options...)
-			},
 			Patch: func(ctx context.Context, w client.WithWatch, o client.Object, p client.Patch, options ...client.PatchOption) error {
 				if err := write("patch", o); err != nil {
 					return err
+				}
+				if a, is := o.(*v1alpha1.EgressAssignment); is && p.Type() == types.JSONPatchType {
+					return patchSpec(ctx, w, a, p)
 				}
 				return w.Patch(ctx, o, p, options...)
 			},
@@ -112,24 +108,45 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 				return w.SubResource(sub).Patch(ctx, o, p, options...)
 			},
 		}).Build()
-	c.controller = &Controller{
-		Client: c.client, Recorder: c.recorder, Logger: log.NewNopLogger(), MetalLBNamespace: "metallb-system",
-		DefaultFailurePolicy: v1alpha1.FailOpen, ServiceConditions: true, Now: func() time.Time { return c.now },
-	}
+	c.restart()
 	return c
 }
 
-func (c *cluster) sync() error {
-	c.Helper()
-	c.writes = nil
-	_, err := c.controller.Sync(c.Context())
-	return err
+// restart puts another controller in the place of the present one.
+func (c *cluster) restart() {
+	c.controller = New(Options{
+		Client: c.client, Recorder: c.recorder, Logger: log.NewNopLogger(), MetalLBNamespace: "metallb-system",
+		DefaultFailurePolicy: v1alpha1.FailOpen, ServiceConditions: true, Now: func() time.Time { return c.now },
+	})
 }
 
-func (c *cluster) mustSync() {
+// sync runs every loop once, and the status loop once more when everything has settled. It returns
+// when the controller wants to look again.
+func (c *cluster) sync() time.Duration {
 	c.Helper()
-	if err := c.sync(); err != nil {
-		c.Fatal(err)
+	c.writes = nil
+	var again time.Duration
+	run := func(loop func(context.Context) (time.Duration, error)) {
+		wait, err := loop(c.Context())
+		if err != nil {
+			c.Fatal(err)
+		}
+		again = sooner(again, wait)
+	}
+	run(c.controller.SyncElection)
+	run(c.controller.SyncAdvertisements)
+	run(c.controller.SyncStatus)
+	c.now = c.now.Add(settleTime)
+	run(c.controller.SyncStatus)
+	return again
+}
+
+// quiet syncs once more and wants nothing written.
+func (c *cluster) quiet() {
+	c.Helper()
+	c.sync()
+	if len(c.writes) > 0 {
+		c.Errorf("a sync with nothing to do wrote %v", c.writes)
 	}
 }
 
@@ -140,6 +157,15 @@ func (c *cluster) assignment(name string) *v1alpha1.EgressAssignment {
 		c.Fatal(err)
 	}
 	return a
+}
+
+// patchSpec changes the spec and, as the API server does, the generation.
+func patchSpec(ctx context.Context, w client.WithWatch, a *v1alpha1.EgressAssignment, p client.Patch) error {
+	if err := w.Patch(ctx, a, p); err != nil {
+		return err
+	}
+	a.SetGeneration(a.GetGeneration() + 1)
+	return w.Update(ctx, a)
 }
 
 // report is a node's answer to an assignment as it stands.
@@ -178,6 +204,47 @@ func (c *cluster) ourLabels() map[string][]string {
 	return found
 }
 
+// get reads an object.
+func get[T client.Object](c *cluster, namespace, name string, into T) T {
+	c.Helper()
+	if err := c.client.Get(c.Context(), types.NamespacedName{Namespace: namespace, Name: name}, into); err != nil {
+		c.Fatal(err)
+	}
+	return into
+}
+
+func (c *cluster) egress(name string) *egressv1.EgressService {
+	c.Helper()
+	return get(c, "ns", name, &egressv1.EgressService{})
+}
+
+// edit changes an object as a user would.
+func edit[T client.Object](c *cluster, object T, change func(T)) {
+	c.Helper()
+	change(object)
+	if err := c.client.Update(c.Context(), object); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// settle brings a service to its primary, which announces, and returns primary and standby.
+func (c *cluster) settle(name string) (primary, standby string) {
+	c.Helper()
+	c.sync()
+	c.report(c.assignment(name).Spec.Standby, name, true, true, false)
+	c.sync()
+	spec := c.assignment(name).Spec
+	c.report(spec.Primary, name, true, true, true)
+	if spec.Standby != "" {
+		c.report(spec.Standby, name, true, true, false)
+	}
+	c.sync()
+	if spec.Primary == "" {
+		c.Fatalf("%s has no primary", name)
+	}
+	return spec.Primary, spec.Standby
+}
+
 // condition is "<status>/<reason>" of an assignment's condition.
 func (c *cluster) condition(name, kind string) string {
 	c.Helper()
@@ -213,7 +280,7 @@ func service(name, address string) []client.Object {
 		},
 		&discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
-			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"10.244.1.5"}}},
+			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"10.244.1." + address[strings.LastIndex(address, ".")+1:]}}},
 		},
 		&egressv1.EgressService{ObjectMeta: egress},
 	}

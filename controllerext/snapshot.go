@@ -5,159 +5,134 @@ package controllerext
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
-	"github.com/metallb-egress/metallb-egress/api/ovnkubernetes"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
-	"github.com/metallb-egress/metallb-egress/controllerext/election"
 )
 
-// snapshot is what the caches hold at the start of one sync. The objects are the caches' own:
-// nothing in here may be changed.
+// snapshot is what the caches hold at the start of one election. The objects are the caches'
+// own: nothing in here may be changed.
 type snapshot struct {
-	egressServices []*egressv1.EgressService // oldest first
+	egressServices []*egressv1.EgressService // oldest first, without those being deleted
 	assignments    map[types.NamespacedName]*v1alpha1.EgressAssignment
-	services       map[types.NamespacedName]*corev1.Service
-	slices         map[types.NamespacedName][]*discoveryv1.EndpointSlice // by Service
+	services       map[types.NamespacedName]*corev1.Service              // of namespaces with an EgressService
+	slices         map[types.NamespacedName][]*discoveryv1.EndpointSlice // by Service; of the same namespaces
 	nodes          []*corev1.Node
-	candidates     []election.Node // as nodes
-	podSubnets     []netip.Prefix
+	pods           prefixes // the nodes' pod subnets
 	reports        map[string]*v1alpha1.EgressNode
-	advertisements map[string]*metallbv1beta1.BGPAdvertisement // ours only
+	entries        map[string]map[string]v1alpha1.EgressNodeService // of the reports, by service key and node
+	behind         map[string][]string                              // service key to the nodes that could not follow
+}
+
+// unordered lists without waiting for one's own writes to come back: for kinds of which this
+// loop reads no part that it writes.
+var unordered = client.DisableReadYourWritesConsistency
+
+func list[T any, L interface {
+	client.ObjectList
+	*T
+}](ctx context.Context, reader client.Reader, options ...client.ListOption) (L, error) {
+	into := L(new(T))
+	if err := reader.List(ctx, into, append(options, client.UnsafeDisableDeepCopy)...); err != nil {
+		return nil, fmt.Errorf("list %T: %w", into, err)
+	}
+	return into, nil
 }
 
 func (c *Controller) read(ctx context.Context) (*snapshot, error) {
-	s := &snapshot{
-		assignments:    map[types.NamespacedName]*v1alpha1.EgressAssignment{},
-		services:       map[types.NamespacedName]*corev1.Service{},
-		slices:         map[types.NamespacedName][]*discoveryv1.EndpointSlice{},
-		reports:        map[string]*v1alpha1.EgressNode{},
-		advertisements: map[string]*metallbv1beta1.BGPAdvertisement{},
+	egressServices, err := list[egressv1.EgressServiceList](ctx, c.Client, unordered)
+	if err != nil {
+		return nil, err
 	}
-	var egressServices egressv1.EgressServiceList
-	var assignments v1alpha1.EgressAssignmentList
-	var services corev1.ServiceList
-	var endpointSlices discoveryv1.EndpointSliceList
-	var nodes corev1.NodeList
-	var reports v1alpha1.EgressNodeList
-	var advertisements metallbv1beta1.BGPAdvertisementList
-	ours := client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedByValue}
-	for _, list := range []struct {
-		into    client.ObjectList
-		options []client.ListOption
-	}{
-		{&egressServices, nil}, {&assignments, nil}, {&services, nil}, {&endpointSlices, nil}, {&nodes, nil}, {&reports, nil},
-		{&advertisements, []client.ListOption{client.InNamespace(c.MetalLBNamespace), ours}},
-	} {
-		if err := c.Client.List(ctx, list.into, append(list.options, client.UnsafeDisableDeepCopy)...); err != nil {
-			return nil, fmt.Errorf("list %T: %w", list.into, err)
-		}
+	oldest := oldestFirst(egressServices.Items)
+	concerned := c.concern(oldest)
+	assignments, err := list[v1alpha1.EgressAssignmentList](ctx, c.Client)
+	if err != nil {
+		return nil, err
+	}
+	services, err := list[corev1.ServiceList](ctx, c.Client, unordered)
+	if err != nil {
+		return nil, err
+	}
+	endpointSlices, err := list[discoveryv1.EndpointSliceList](ctx, c.Client)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := list[corev1.NodeList](ctx, c.Client)
+	if err != nil {
+		return nil, err
+	}
+	reports, err := list[v1alpha1.EgressNodeList](ctx, c.Client)
+	if err != nil {
+		return nil, err
 	}
 
-	s.egressServices = pointers(egressServices.Items)
-	slices.SortFunc(s.egressServices, func(a, b *egressv1.EgressService) int { return older(a, b) })
+	s := &snapshot{
+		egressServices: oldest,
+		assignments:    make(map[types.NamespacedName]*v1alpha1.EgressAssignment, len(assignments.Items)),
+		services:       map[types.NamespacedName]*corev1.Service{},
+		slices:         map[types.NamespacedName][]*discoveryv1.EndpointSlice{},
+		nodes:          pointers(nodes.Items),
+	}
 	for _, a := range pointers(assignments.Items) {
 		s.assignments[client.ObjectKeyFromObject(a)] = a
 	}
 	for _, service := range pointers(services.Items) {
-		s.services[client.ObjectKeyFromObject(service)] = service
+		if concerned[service.Namespace] {
+			s.services[client.ObjectKeyFromObject(service)] = service
+		}
 	}
 	for _, slice := range pointers(endpointSlices.Items) {
-		key := types.NamespacedName{Namespace: slice.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]}
-		s.slices[key] = append(s.slices[key], slice)
+		if concerned[slice.Namespace] {
+			key := types.NamespacedName{Namespace: slice.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]}
+			s.slices[key] = append(s.slices[key], slice)
+		}
 	}
-	for _, report := range pointers(reports.Items) {
-		s.reports[report.Name] = report
-	}
-	for _, a := range pointers(advertisements.Items) {
-		s.advertisements[a.Name] = a
-	}
-	s.nodes = pointers(nodes.Items)
-	slices.SortFunc(s.nodes, func(a, b *corev1.Node) int { return strings.Compare(a.Name, b.Name) })
-	for _, node := range s.nodes {
-		s.candidates = append(s.candidates, candidate(node, s.reports[node.Name]))
-		// A malformed annotation is the speaker's to report; here its subnets are just missing.
-		facts, _ := ovnkubernetes.Parse(node.Annotations)
-		s.podSubnets = append(s.podSubnets, facts.PodSubnets...)
-	}
+	s.pods = c.subnets.read(s.nodes)
+	s.index(pointers(reports.Items))
 	return s, nil
 }
 
-// candidate is the election's view of a node.
-func candidate(node *corev1.Node, report *v1alpha1.EgressNode) election.Node {
-	_, excluded := node.Labels[corev1.LabelNodeExcludeBalancers]
-	c := election.Node{
-		Name: node.Name, Labels: node.Labels, Zone: node.Labels[corev1.LabelTopologyZone],
-		Deleting: node.DeletionTimestamp != nil, Excluded: excluded, Cordoned: node.Spec.Unschedulable,
-		Reporting: report != nil,
-	}
-	for _, condition := range node.Status.Conditions {
-		switch condition.Type {
-		case corev1.NodeReady:
-			c.Ready = condition.Status == corev1.ConditionTrue
-		case corev1.NodeNetworkUnavailable:
-			c.NetworkUnavailable = condition.Status == corev1.ConditionTrue
-		}
-	}
-	if report != nil {
-		c.SharedGateway = report.Status.GatewayMode == "shared"
-		c.SessionEstablished = slices.ContainsFunc(report.Status.BGPSessions, func(b v1alpha1.BGPSession) bool { return b.State == "Established" })
-	}
-	return c
-}
-
-// reportsOf are the nodes' entries for one service.
-func (s *snapshot) reportsOf(key string) map[string]v1alpha1.EgressNodeService {
-	found := map[string]v1alpha1.EgressNodeService{}
-	for node, report := range s.reports {
+// index sorts the nodes' reports by service.
+func (s *snapshot) index(reports []*v1alpha1.EgressNode) {
+	s.reports = make(map[string]*v1alpha1.EgressNode, len(reports))
+	s.entries = make(map[string]map[string]v1alpha1.EgressNodeService, len(s.egressServices))
+	s.behind = map[string][]string{}
+	for _, report := range reports {
+		s.reports[report.Name] = report
 		for _, entry := range report.Status.Services {
-			if entry.Key == key {
-				found[node] = entry
+			if s.entries[entry.Key] == nil {
+				s.entries[entry.Key] = make(map[string]v1alpha1.EgressNodeService, 2)
 			}
+			s.entries[entry.Key][report.Name] = entry
+		}
+		for _, key := range report.Status.Behind {
+			s.behind[key] = append(s.behind[key], report.Name)
 		}
 	}
+	for _, nodes := range s.behind {
+		slices.Sort(nodes)
+	}
+}
+
+// oldestFirst are the EgressServices that are not being deleted, in the order of their creation,
+// then of their names.
+func oldestFirst(items []egressv1.EgressService) []*egressv1.EgressService {
+	found := slices.DeleteFunc(pointers(items), func(e *egressv1.EgressService) bool { return e.DeletionTimestamp != nil })
+	slices.SortFunc(found, func(a, b *egressv1.EgressService) int {
+		if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+			return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+		}
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
 	return found
-}
-
-// endpoints says whether the Service has an endpoint on the pod network, and on which nodes
-// one is serving.
-func (s *snapshot) endpoints(service types.NamespacedName) (some bool, serving map[string]bool) {
-	serving = map[string]bool{}
-	for _, slice := range s.slices[service] {
-		for _, endpoint := range slice.Endpoints {
-			if !slices.ContainsFunc(endpoint.Addresses, s.onPodNetwork) {
-				continue
-			}
-			some = true
-			ready := endpoint.Conditions.Serving == nil || *endpoint.Conditions.Serving
-			if ready && endpoint.NodeName != nil {
-				serving[*endpoint.NodeName] = true
-			}
-		}
-	}
-	return some, serving
-}
-
-func (s *snapshot) onPodNetwork(text string) bool {
-	address, err := netip.ParseAddr(text)
-	return err == nil && slices.ContainsFunc(s.podSubnets, func(p netip.Prefix) bool { return p.Contains(address) })
-}
-
-// older orders by creation time, then namespace and name.
-func older(a, b client.Object) int {
-	if at, bt := a.GetCreationTimestamp(), b.GetCreationTimestamp(); !at.Equal(&bt) {
-		return at.Compare(bt.Time)
-	}
-	return strings.Compare(a.GetNamespace()+"/"+a.GetName(), b.GetNamespace()+"/"+b.GetName())
 }
 
 func pointers[T any](items []T) []*T {

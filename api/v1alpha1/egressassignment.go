@@ -17,21 +17,6 @@ const (
 	FailClosed FailurePolicy = "Closed"
 )
 
-// Condition types of an EgressAssignment.
-const (
-	// ConditionNodeAssigned is true while the service has a primary.
-	ConditionNodeAssigned = "NodeAssigned"
-	// ConditionDataplaneReady is true while the primary has programmed the service.
-	ConditionDataplaneReady = "DataplaneReady"
-	// ConditionAnnounced is true while the primary reports the LoadBalancer IP as sent.
-	ConditionAnnounced = "Announced"
-	// ConditionAdvertisementsConsistent is true while the BGPAdvertisement of ours is in
-	// place, and the Service has the label that it selects.
-	ConditionAdvertisementsConsistent = "AdvertisementsConsistent"
-	// ConditionReady is true while all the others are.
-	ConditionReady = "Ready"
-)
-
 // EgressAssignment is the controller's decision for the EgressService of the same name,
 // which owns it. The controller alone writes it; the speakers follow it.
 //

@@ -47,6 +47,12 @@ type EgressNodeStatus struct {
 	// +optional
 	GatewayMode string `json:"gatewayMode,omitempty"`
 
+	// networks are the routing tables (numbers and names) and VRF devices that a spec.network can
+	// name on this node, ordered.
+	// +optional
+	// +listType=atomic
+	Networks []string `json:"networks,omitempty"`
+
 	// bgpSessions are the node's BGP sessions, ordered by VRF and peer.
 	// +optional
 	// +listType=atomic
@@ -57,6 +63,17 @@ type EgressNodeStatus struct {
 	// +listType=map
 	// +listMapKey=key
 	Services []EgressNodeService `json:"services,omitempty"`
+
+	// behind are the services, as <namespace>/<name>, with endpoints on this node whose newest
+	// generation it could not program. At most 50; behindCount counts all.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=50
+	Behind []string `json:"behind,omitempty"`
+
+	// behindCount is how many services are behind.
+	// +optional
+	BehindCount int32 `json:"behindCount,omitempty"`
 
 	// problems are what this node could not honour, one line each, at most 50.
 	// +optional
@@ -74,6 +91,10 @@ type BGPSession struct {
 	VRF string `json:"vrf,omitempty"`
 	// state is the BGP finite state machine's state (RFC 4271 §8.2.2), for example Established.
 	State string `json:"state"`
+	// gracefulRestart is true when both sides have announced graceful restart (RFC 4724) for the
+	// address families in use: the peer keeps the routes for a while when this speaker goes away.
+	// +optional
+	GracefulRestart bool `json:"gracefulRestart,omitempty"`
 	// lastError is the newest error of a session that is not established.
 	// +optional
 	LastError string `json:"lastError,omitempty"`

@@ -26,6 +26,13 @@ const (
 	// FailurePolicyAnnotation on an EgressService sets its failure policy, Open or Closed.
 	FailurePolicyAnnotation = "metallb-egress.io/failure-policy"
 
+	// SpeakerLeaseLabel marks the Leases, in MetalLB's namespace, by which the egress-speakers show
+	// that they live: one per node, named SpeakerLeasePrefix and the node's name, held by the node,
+	// and renewed three times within leaseDurationSeconds.
+	SpeakerLeaseLabel = "metallb-egress.io/speaker-lease"
+	// SpeakerLeasePrefix begins the names of those Leases.
+	SpeakerLeasePrefix = "egress-speaker."
+
 	// ManagedByLabel and ManagedByValue mark the objects that the controller makes.
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	// ManagedByValue is the value of ManagedByLabel.

@@ -12,20 +12,27 @@ import (
 	"time"
 
 	"github.com/go-kit/log/level"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/manager/signals"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 	"github.com/metallb-egress/metallb-egress/cmd/internal/program"
 	"github.com/metallb-egress/metallb-egress/controllerext"
+	"github.com/metallb-egress/metallb-egress/controllerext/metrics"
 )
 
 var version = "unknown"
@@ -35,6 +42,11 @@ type options struct {
 	leaderElection bool
 	namespace      string
 	failurePolicy  string
+	ignoreExclude  bool
+	perService     bool
+	metrics        program.MetricsFlags
+	// tune, when set, may change how the API server is reached.
+	tune func(*rest.Config)
 }
 
 func main() {
@@ -43,6 +55,9 @@ func main() {
 	flag.BoolVar(&o.leaderElection, "leader-election", true, "let one of several replicas lead, by a Lease")
 	flag.StringVar(&o.namespace, "namespace", "metallb-system", "`namespace` of the leader election's Lease")
 	flag.StringVar(&o.failurePolicy, "failure-policy", "Open", "failure policy of services without the annotation: Open or Closed")
+	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-lb", false, "elect nodes labelled node.kubernetes.io/exclude-from-external-load-balancers too: set it as for MetalLB's speakers")
+	flag.BoolVar(&o.perService, "metrics-per-service", true, "export the metrics that have series for each EgressService")
+	o.metrics.Register(flag.CommandLine)
 	flag.Parse()
 	if err := run(signals.SetupSignalHandler(), o); err != nil {
 		fmt.Fprintln(os.Stderr, "egress-controller:", err)
@@ -63,6 +78,9 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	if o.tune != nil {
+		o.tune(config)
+	}
 	scheme, err := program.Scheme()
 	if err != nil {
 		return err
@@ -74,13 +92,22 @@ func run(ctx context.Context, o options) error {
 		LeaderElectionID:              "egress-controller.metallb-egress.io",
 		LeaderElectionNamespace:       o.namespace,
 		LeaderElectionReleaseOnCancel: true,
-		Metrics:                       metricsserver.Options{BindAddress: "0"},
+		// Another replica acts within some 11 s of the leader's death, for one request a second each.
+		LeaseDuration: new(10 * time.Second), RenewDeadline: new(7 * time.Second), RetryPeriod: new(time.Second),
+		Metrics: o.metrics.Options(),
 		// A sync reads what the one before it wrote, instead of deciding the same again.
 		Client: client.Options{Cache: &client.CacheOptions{EnableReadYourWritesConsistency: new(true)}},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
 				&metallbv1beta1.BGPAdvertisement{}: {Namespaces: map[string]cache.Config{o.MetalLBNamespace: {}}},
+				&coordinationv1.Lease{}: {
+					Namespaces: map[string]cache.Config{o.MetalLBNamespace: {}},
+					Label:      labels.SelectorFromSet(labels.Set{v1alpha1.SpeakerLeaseLabel: ""}),
+				},
+				&corev1.Node{}:               {Transform: trimNode},
+				&corev1.Service{}:            {Transform: trimService},
+				&discoveryv1.EndpointSlice{}: {Transform: trimEndpointSlice},
 			},
 		},
 	})
@@ -91,16 +118,44 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	controller := &controllerext.Controller{
-		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("egress-controller"), Logger: logger,
-		MetalLBNamespace: o.MetalLBNamespace, DefaultFailurePolicy: policy, ServiceConditions: conditions, Now: time.Now,
+	measured := metrics.New(o.perService)
+	if err := measured.Register(ctrlmetrics.Registry); err != nil {
+		return fmt.Errorf("metrics: %w", err)
 	}
-	loop := program.Loop{Name: "services", Logger: logger, Sync: controller.Sync, Watched: controllerext.Watched()}
-	if err := loop.AddTo(mgr); err != nil {
+	controller := controllerext.New(controllerext.Options{
+		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("egress-controller"), Metrics: measured, Logger: logger,
+		MetalLBNamespace: o.MetalLBNamespace, DefaultFailurePolicy: policy, IgnoreExclude: o.ignoreExclude,
+		ServiceConditions: conditions, Now: time.Now,
+	})
+	for _, l := range controller.Loops() {
+		loop := program.Loop{Name: l.Name, Logger: logger, Sync: l.Sync, Watched: l.Watched, Relevant: l.Relevant, Wake: []<-chan struct{}{l.Wake}}
+		if err := loop.AddTo(mgr); err != nil {
+			return err
+		}
+	}
+	if err := followLeases(ctx, mgr.GetCache(), controller.SeeLease); err != nil {
 		return err
 	}
 	level.Info(logger).Log("event", "start", "msg", "egress-controller starts", "version", version)
 	return mgr.Start(ctx)
+}
+
+// followLeases hands every change of a speaker's Lease to see, whether or not this replica leads.
+func followLeases(ctx context.Context, informers cache.Informers, see func(*coordinationv1.Lease)) error {
+	informer, err := informers.GetInformer(ctx, &coordinationv1.Lease{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("leases: %w", err)
+	}
+	seen := func(object any) {
+		if lease, ok := object.(*coordinationv1.Lease); ok {
+			see(lease)
+		}
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, object any) { seen(object) }})
+	if err != nil {
+		return fmt.Errorf("leases: %w", err)
+	}
+	return nil
 }
 
 // serviceConditions looks whether the installed EgressService CRD has status.conditions:

@@ -4,7 +4,6 @@ package election
 
 import (
 	"cmp"
-	"hash/fnv"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -16,6 +15,8 @@ type Node struct {
 	Labels labels.Set
 	// Zone is the value of topology.kubernetes.io/zone, or empty.
 	Zone string
+	// Networks are the tables and VRFs that the node reports.
+	Networks []string
 	// Ready is the node's Ready condition.
 	Ready bool
 	// Deleting is true once the Node object has a deletion timestamp.
@@ -27,167 +28,126 @@ type Node struct {
 	Excluded bool
 	// Cordoned is spec.unschedulable.
 	Cordoned bool
-	// Reporting is true when the node's egress-speaker has reported an EgressNode.
+	// Reporting is true when the node's egress-speaker has reported an EgressNode. Without one
+	// nothing is known of Networks and SharedGateway.
 	Reporting bool
 	// SharedGateway is true when the node reports OVN-Kubernetes' shared gateway mode, in which
 	// it can't serve.
 	SharedGateway bool
-	// SessionEstablished is true while one of the node's BGP sessions is.
+	// Silent is true once the lease of the node's speaker has expired: it is not chosen while
+	// another can be.
+	Silent bool
+	// Lost is true once the speaker is silent for so long that its routes are gone as well (its
+	// graceful restart is over): it is replaced.
+	Lost bool
+	// SessionEstablished is true while one of the node's BGP sessions is. It only breaks ties
+	// between nodes to be chosen.
 	SessionEstablished bool
+	// SessionHeld is SessionEstablished with hold-downs applied. Its loss moves services.
+	SessionHeld bool
 }
 
-// Service is what the election knows of one service.
+// Service is what the election knows of one service, or of services that are elected as one.
 type Service struct {
-	// Key is <namespace>/<name>.
+	// Key is <namespace>/<name>, of a group that of its oldest member. It breaks ties.
 	Key string
-	// Selector is spec.nodeSelector of the EgressService; nil matches every node.
-	Selector labels.Selector
-	// LocalNodes, when not nil, are the nodes with a serving endpoint of a service whose
-	// externalTrafficPolicy is Local: no other node may be elected.
+	// Selectors must all match, one for each member that has one. None matches every node.
+	Selectors []labels.Selector
+	// LocalNodes, when not nil, are the nodes (by node name) with a serving endpoint of services
+	// whose externalTrafficPolicy is Local: no other node may be elected.
 	LocalNodes map[string]bool
+	// Networks are spec.network of the members: the node must have them all.
+	Networks []string
 	// Primary and Standby are the nodes in force, or empty.
 	Primary, Standby string
 	// Avoid are nodes to take only when there is no other: they did not acknowledge lately.
 	Avoid map[string]bool
 }
 
-// Reason says why a node is not eligible, as a CamelCase word.
-type Reason string
-
-// The reasons, in the order in which they are looked at.
-const (
-	NotReady           Reason = "NotReady"
-	Deleting           Reason = "Deleting"
-	NetworkUnavailable Reason = "NetworkUnavailable"
-	Excluded           Reason = "ExcludedFromLoadBalancers"
-	SelectorMismatch   Reason = "NodeSelectorMismatch"
-	NoLocalEndpoint    Reason = "NoLocalEndpoint"
-	SpeakerNotReported Reason = "SpeakerNotReporting"
-	SharedGatewayMode  Reason = "SharedGatewayMode"
-)
-
-// Rejection is one node that is not eligible.
-type Rejection struct {
-	Node   string
-	Reason Reason
-}
-
 // Result is the outcome: empty names where no node fits.
 type Result struct {
 	Primary, Standby string
-	// Rejected are the nodes that are not eligible, ordered by name.
-	Rejected []Rejection
+	// Cause says why Primary differs from a Service.Primary that is not empty.
+	Cause Reason
 }
 
-// Elect chooses for one service. Load counts the services of which a node is primary; the
-// service itself may be counted or not. The current primary stays while it is eligible;
-// else the standby follows it; else the eligible node with the best preference.
-func Elect(nodes []Node, load map[string]int, service Service) Result {
-	var result Result
-	var eligible []Node
-	for _, node := range nodes {
-		if reason := reject(node, service); reason != "" {
-			result.Rejected = append(result.Rejected, Rejection{node.Name, reason})
-			continue
+// Electorate is one snapshot of the nodes, prepared for many elections. It is not for concurrent use.
+type Electorate struct {
+	all   []candidate // ordered by name
+	named map[string]*candidate
+	// open are those whom nothing but a service's own wishes can keep from being chosen, best
+	// first as far as no service is concerned.
+	open []*candidate
+}
+
+// New prepares a snapshot of nodes, whose names differ. Their load is 0.
+func New(nodes []Node) *Electorate {
+	e := &Electorate{all: make([]candidate, len(nodes)), named: make(map[string]*candidate, len(nodes))}
+	for i, node := range nodes {
+		e.all[i] = candidate{Node: node, broken: broken(node), order: orderOf(node), hash: hash(node.Name)}
+	}
+	slices.SortFunc(e.all, func(a, b candidate) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range e.all {
+		node := &e.all[i]
+		e.named[node.Name] = node
+		if node.broken == "" && node.Reporting && !node.SharedGateway {
+			e.open = append(e.open, node)
 		}
-		eligible = append(eligible, node)
 	}
-	slices.SortFunc(result.Rejected, func(a, b Rejection) int { return cmp.Compare(a.Node, b.Node) })
-	if len(eligible) == 0 {
-		return result
-	}
+	slices.SortStableFunc(e.open, func(a, b *candidate) int { return cmp.Compare(a.order, b.order) })
+	return e
+}
 
-	primary := pick(eligible, service.Primary)
-	allAvoided := !slices.ContainsFunc(eligible, func(n Node) bool { return !service.Avoid[n.Name] })
-	if primary == nil && (allAvoided || !service.Avoid[service.Standby]) {
-		primary = pick(eligible, service.Standby)
+// Add counts services of which a node is, or is about to be, primary. A negative number takes them
+// away again. A node that is not in the snapshot is ignored.
+func (e *Electorate) Add(node string, services int) {
+	if n := e.named[node]; n != nil {
+		n.load += services
 	}
+}
+
+// Elect chooses for one service. It leaves the load as it is.
+func (e *Electorate) Elect(s Service) Result {
+	primary, cause := e.primary(&s)
 	if primary == nil {
-		primary = best(eligible, load, service, "")
+		return Result{Cause: cause}
 	}
-	result.Primary = primary.Name
-
-	others := slices.DeleteFunc(eligible, func(n Node) bool { return n.Name == result.Primary })
-	if len(others) == 0 {
-		return result
+	result := Result{Primary: primary.Name, Cause: cause}
+	if standby := e.standby(&s, primary); standby != nil {
+		result.Standby = standby.Name
 	}
-	standby := pick(others, service.Standby)
-	if standby == nil || service.Avoid[standby.Name] {
-		standby = best(others, load, service, primary.Zone)
-	}
-	result.Standby = standby.Name
 	return result
 }
 
-func reject(node Node, service Service) Reason {
-	switch {
-	case !node.Ready:
-		return NotReady
-	case node.Deleting:
-		return Deleting
-	case node.NetworkUnavailable:
-		return NetworkUnavailable
-	case node.Excluded:
-		return Excluded
-	case service.Selector != nil && !service.Selector.Matches(node.Labels):
-		return SelectorMismatch
-	case service.LocalNodes != nil && !service.LocalNodes[node.Name]:
-		return NoLocalEndpoint
-	case !node.Reporting:
-		return SpeakerNotReported
-	case node.SharedGateway:
-		return SharedGatewayMode
+// primary is the node to serve, or nil, and why it is not the one in force.
+func (e *Electorate) primary(s *Service) (*candidate, Reason) {
+	follows := seat{Service: s, below: anyRank, evenAvoided: true}
+	if standby := e.named[s.Standby]; standby != nil && standby.reject(s, false) == "" {
+		follows.claimed = standby
 	}
-	return ""
-}
-
-func pick(nodes []Node, name string) *Node {
-	if i := slices.IndexFunc(nodes, func(n Node) bool { return n.Name == name }); name != "" && i >= 0 {
-		node := nodes[i]
-		return &node
+	if s.Primary == "" {
+		return e.fill(follows), ""
 	}
-	return nil
-}
-
-// best orders by: not to be avoided, BGP session established, not cordoned, in another zone
-// than otherThan (when given), fewest primaries, rendezvous hash.
-func best(nodes []Node, load map[string]int, service Service, otherThan string) *Node {
-	node := slices.MinFunc(nodes, func(a, b Node) int {
-		return cmp.Or(
-			falseFirst(service.Avoid[a.Name], service.Avoid[b.Name]),
-			falseFirst(!a.SessionEstablished, !b.SessionEstablished),
-			falseFirst(a.Cordoned, b.Cordoned),
-			falseFirst(otherThan != "" && a.Zone == otherThan, otherThan != "" && b.Zone == otherThan),
-			cmp.Compare(load[a.Name], load[b.Name]),
-			cmp.Compare(weight(service.Key, b.Name), weight(service.Key, a.Name)),
-			cmp.Compare(a.Name, b.Name),
-		)
-	})
-	return &node
-}
-
-func falseFirst(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
+	old := e.named[s.Primary]
+	if old == nil {
+		return e.fill(follows), NodeGone
 	}
-	return 1
+	if reason := old.reject(s, true); reason != "" {
+		return e.fill(follows), reason
+	}
+	own := old.servingRank()
+	follows.below, follows.evenAvoided = own, false
+	if better := e.fill(follows); better != nil {
+		return better, advantage(better.rank(), own)
+	}
+	return old, ""
 }
 
-// weight is the rendezvous (highest random weight) hash of a service on a node: ties break
-// alike everywhere, and a node that comes or goes moves only its own services.
-func weight(service, node string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(service))
-	_, _ = h.Write([]byte{0})
-	_, _ = h.Write([]byte(node))
-	x := h.Sum64()
-	// FNV alone mixes the last bytes badly; the finalizer of MurmurHash3 spreads them.
-	x ^= x >> 33
-	x *= 0xff51afd7ed558ccd
-	x ^= x >> 33
-	x *= 0xc4ceb9fe1a85ec53
-	return x ^ x>>33
+// standby is the node to be ready beside a primary, or nil.
+func (e *Electorate) standby(s *Service, primary *candidate) *candidate {
+	beside := seat{Service: s, below: anyRank, evenAvoided: true, beside: primary}
+	if held := e.named[s.Standby]; held != nil && held != primary && held.reject(s, true) == "" {
+		beside.claimed = held
+	}
+	return e.fill(beside)
 }

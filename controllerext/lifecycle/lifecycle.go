@@ -26,9 +26,6 @@ const (
 	RestMax = 10 * time.Minute
 )
 
-// ReasonEveryNode is the NodeAssigned reason of a service that needs no election.
-const ReasonEveryNode = "EveryNode"
-
 // Service is one service as observed.
 type Service struct {
 	// Key is <namespace>/<name>.
@@ -45,28 +42,39 @@ type Service struct {
 	Assignment *v1alpha1.EgressAssignment
 	// Reports are the entries of this service in the EgressNodes, by node.
 	Reports map[string]v1alpha1.EgressNodeService
+}
+
+// Idle says why a service takes part in no election now, or is empty.
+func Idle(s Service) (reason, message string) {
+	switch {
+	case s.Blocked != "":
+		return s.Blocked, s.BlockedMessage
+	case s.Want.SourceIPBy == "Network":
+		return v1alpha1.ReasonEveryNode, "sourceIPBy is Network: every node handles its own endpoints"
+	case !s.HasEndpoints && (s.Assignment == nil || s.Assignment.Spec.Primary == ""):
+		return v1alpha1.ReasonNoEndpoints, "the Service has no endpoint on the pod network yet"
+	}
+	return "", ""
+}
+
+// Group is what is decided as one: a service that is Idle, alone, or services that are not and
+// share LoadBalancer IPs, which can be announced from one node only.
+type Group struct {
+	// Members, oldest first, at least one.
+	Members []Service
 	// Live says whether a node can be expected to still announce.
 	Live func(node string) bool
-	// Elect runs the election for this service.
+	// Silent says whether a node's speaker has stopped renewing its lease.
+	Silent func(node string) bool
+	// MostSilent is true while most speakers are, which is not held against them.
+	MostSilent bool
+	// Elect runs the election for the members together.
 	Elect func(primary, standby string, avoid map[string]bool) election.Result
+	// Rejected says how many nodes are not eligible for which reasons.
+	Rejected func() string
 }
 
-// Memory is what Decide remembers of one service between two decisions. It may be lost: then
-// the waits start again.
-type Memory struct {
-	waitingFor     string
-	waitingSince   time.Time
-	unofferedSince time.Time
-	wantedSince    time.Time
-	rests          map[string]rest
-}
-
-type rest struct {
-	until time.Time
-	last  time.Duration
-}
-
-// Decision is the outcome.
+// Decision is the outcome for one member.
 type Decision struct {
 	// Spec is what the assignment's spec has to be.
 	Spec v1alpha1.EgressAssignmentSpec
@@ -74,104 +82,177 @@ type Decision struct {
 	Move *v1alpha1.Move
 	// Assigned is the NodeAssigned condition (type, status, reason, message).
 	Assigned metav1.Condition
-	// Again is when to decide again though nothing happened; 0 is never.
-	Again time.Duration
 }
 
-// Decide is one step of the sequence: write the standby, wait for its acknowledgement,
-// promote it.
-func Decide(now time.Time, service Service, memory Memory) (Decision, Memory) {
-	s := step{now: now, Service: service, memory: memory}
-	s.memory.rests = s.currentRests()
-	s.decision.Spec = service.Want
-	if a := service.Assignment; a != nil {
-		s.decision.Spec.Epoch, s.decision.Spec.Primary, s.decision.Spec.Standby = a.Spec.Epoch, a.Spec.Primary, a.Spec.Standby
-		s.decision.Spec.LabelKey = a.Spec.LabelKey
+// Decide is one step of the sequence: write the standby, wait for its acknowledgement, promote
+// it. The decisions are in the members' order; again is when to decide again though nothing
+// happened, 0 is never.
+func Decide(now time.Time, group Group, memory Memory) (decisions []Decision, again time.Duration, after Memory) {
+	s := &step{now: now, Group: group, memory: memory.copy(), decisions: make([]Decision, len(group.Members))}
+	for i, m := range group.Members {
+		spec := m.Want
+		if a := m.Assignment; a != nil {
+			spec.Epoch, spec.Primary, spec.Standby, spec.LabelKey = a.Spec.Epoch, a.Spec.Primary, a.Spec.Standby, a.Spec.LabelKey
+		}
+		s.decisions[i].Spec = spec
 	}
+	s.endRests()
 	s.decide()
-	return s.decision, s.memory
+	return s.decisions, s.again, s.memory
 }
 
 // step holds one call of Decide.
 type step struct {
-	now time.Time
-	Service
-	memory   Memory
-	decision Decision
+	Group
+	now       time.Time
+	memory    Memory
+	decisions []Decision
+	again     time.Duration
 }
 
 func (s *step) decide() {
-	spec := &s.decision.Spec
-	switch {
-	case s.Blocked != "":
-		s.release(s.Blocked, s.BlockedMessage)
-		return
-	case spec.SourceIPBy == "Network":
-		s.release(ReasonEveryNode, "sourceIPBy is Network: every node handles its own endpoints")
-		return
-	case spec.Primary == "" && !s.HasEndpoints:
-		s.release("NoEndpoints", "the Service has no endpoint on the pod network yet")
+	if reason, message := Idle(s.Members[0]); reason != "" {
+		s.releaseAll(reason, message)
 		return
 	}
-
-	elected := s.Elect(spec.Primary, spec.Standby, s.avoid())
+	primary, standby := s.inForce()
+	elected := s.Elect(primary, standby, s.avoid())
 	switch elected.Primary {
 	case "":
-		s.release("NoEligibleNode", "no node is eligible: "+countReasons(elected.Rejected))
-		return
-	case spec.Primary:
-		spec.Standby = elected.Standby
-		s.forgetWait()
-		s.assigned(metav1.ConditionTrue, "Assigned", "node "+spec.Primary)
-		return
+		s.releaseAll(v1alpha1.ReasonNoEligibleNode, "no node is eligible: "+s.Rejected())
+	case primary:
+		s.stay(primary, elected.Standby)
+	default:
+		s.replace(primary, standby, elected)
 	}
-	if s.memory.wantedSince.IsZero() {
-		s.memory.wantedSince = s.now
-	}
-	candidate := s.waitFor(elected.Primary)
-	spec.Standby = candidate
-	if !s.acknowledged(candidate) {
-		return
-	}
-	if s.mustBeOffered(candidate) {
-		return
-	}
-	s.promote(candidate, s.cause(elected.Rejected))
 }
 
-// waitFor returns the node to wait for: the elected one, or after AcknowledgeTimeout another.
-func (s *step) waitFor(elected string) string {
-	if s.memory.waitingFor != elected {
-		s.memory.waitingFor, s.memory.waitingSince, s.memory.unofferedSince = elected, s.now, time.Time{}
+// inForce are the nodes that serve the group: those of the oldest member that has a primary,
+// else of the oldest that has a standby.
+func (s *step) inForce() (primary, standby string) {
+	for _, d := range s.decisions {
+		if d.Spec.Primary != "" {
+			return d.Spec.Primary, d.Spec.Standby
+		}
+		if standby == "" {
+			standby = d.Spec.Standby
+		}
 	}
-	if s.acknowledged(elected) {
-		return elected
+	return "", standby
+}
+
+// stay keeps the primary. Members that are not there yet follow.
+func (s *step) stay(primary, standby string) {
+	s.memory.endWait()
+	for i := range s.decisions {
+		spec := &s.decisions[i].Spec
+		if spec.Primary == primary {
+			s.settle(i, standby)
+			continue
+		}
+		s.release(i, primary, v1alpha1.CauseSharedAddress)
+		if s.acknowledged(i, primary) {
+			s.begin(i, primary, v1alpha1.CauseSharedAddress)
+			s.settle(i, standby)
+			continue
+		}
+		s.assigned(i, v1alpha1.ReasonWaitingForStandby, "waiting for node "+primary+", which announces the shared address, to program the service")
 	}
-	s.assigned(metav1.ConditionFalse, "WaitingForStandby", "waiting for node "+elected+" to program the service")
+}
+
+// replace moves the group to the elected node once it has acknowledged, for every member.
+func (s *step) replace(primary, standby string, elected election.Result) {
+	for i := range s.decisions {
+		s.want(s.Members[i].Key)
+		// A member on a third node is of a group that has just come to be.
+		if p := s.decisions[i].Spec.Primary; p != primary && p != elected.Primary {
+			s.release(i, "", v1alpha1.CauseSharedAddress)
+		}
+	}
+	chosen, ready := s.waitFor(primary, standby, elected)
+	if !ready || s.mustBeOffered(primary, chosen.Primary) {
+		return
+	}
+	s.memory.forgive(chosen.Primary)
+	next := s.Elect(chosen.Primary, "", s.avoid()).Standby
+	cause := string(chosen.Cause)
+	if primary == "" {
+		cause = v1alpha1.CauseFirstAssignment
+	}
+	for i := range s.decisions {
+		if s.decisions[i].Spec.Primary != chosen.Primary {
+			s.begin(i, chosen.Primary, cause)
+		}
+		s.settle(i, next)
+	}
+	s.memory.endWait()
+}
+
+// waitFor makes a node the standby of all members and says whether each has been acknowledged.
+// After AcknowledgeTimeout it is another node's turn.
+func (s *step) waitFor(primary, standby string, elected election.Result) (chosen election.Result, ready bool) {
+	if s.memory.waitingFor != elected.Primary {
+		s.memory.beginWait(elected.Primary, s.now)
+	}
+	if s.offerStandby(elected.Primary) {
+		return elected, true
+	}
+	if s.resting(elected.Primary) {
+		s.memory.endWait()
+		s.keepAsking(elected.Primary)
+		return elected, false
+	}
 	if left := AcknowledgeTimeout - s.now.Sub(s.memory.waitingSince); left > 0 {
-		s.decision.Again = left
-		return elected
+		s.lookAgain(left)
+		s.assignedAll(v1alpha1.ReasonWaitingForStandby, "waiting for node "+elected.Primary+" to program the service")
+		return elected, false
 	}
-	s.giveRest(elected)
-	other := s.Elect(s.decision.Spec.Primary, s.decision.Spec.Standby, s.avoid()).Primary
-	if other == elected || other == s.decision.Spec.Primary {
-		s.assigned(metav1.ConditionFalse, "StandbySilent", "node "+elected+" has not acknowledged, and there is no other node: still waiting")
-		// A node that has rested is worth another try, though it has nothing to report till then.
-		s.decision.Again = s.firstRestEnds()
-		return elected
+	s.giveRest(elected.Primary)
+	other := s.Elect(primary, standby, s.avoid())
+	if other.Primary == elected.Primary || other.Primary == primary {
+		s.keepAsking(elected.Primary)
+		return elected, false
 	}
-	s.memory.waitingFor, s.memory.waitingSince = other, s.now
-	s.decision.Again = AcknowledgeTimeout
-	s.assigned(metav1.ConditionFalse, "WaitingForStandby", "node "+elected+" did not acknowledge in time; waiting for node "+other+" instead")
-	return other
+	s.memory.beginWait(other.Primary, s.now)
+	s.lookAgain(AcknowledgeTimeout)
+	ready = s.offerStandby(other.Primary)
+	s.assignedAll(v1alpha1.ReasonWaitingForStandby,
+		"node "+elected.Primary+" did not acknowledge in time; waiting for node "+other.Primary+" instead")
+	return other, ready
+}
+
+// offerStandby makes a node the standby of every member that is not there already, and says
+// whether each of those has been acknowledged.
+func (s *step) offerStandby(node string) bool {
+	ready := true
+	for i := range s.decisions {
+		if spec := &s.decisions[i].Spec; spec.Primary != node {
+			spec.Standby = node
+			ready = s.acknowledged(i, node) && ready
+		}
+	}
+	return ready
+}
+
+// keepAsking is what happens while no node acknowledges. Under the policy Open a service
+// without a primary has no standby until the rest is over, so that its pods' traffic is not
+// dropped meanwhile.
+func (s *step) keepAsking(node string) {
+	for i := range s.decisions {
+		if spec := &s.decisions[i].Spec; spec.Primary == "" && spec.FailurePolicy == v1alpha1.FailOpen {
+			spec.Standby = ""
+		}
+	}
+	s.lookAgain(s.firstRestEnds())
+	s.assignedAll(v1alpha1.ReasonStandbySilent, "node "+node+" has not acknowledged in time, and there is no other node to try: it will be asked again")
 }
 
 // acknowledged is true when the node, as standby of the assignment as it stands, has
 // programmed every source IP that is wanted now.
-func (s *step) acknowledged(node string) bool {
-	a := s.Assignment
-	return a != nil && a.Spec.Standby == node && Programmed(a, s.Reports[node]) &&
-		slices.Equal(a.Spec.SourceIPs, s.decision.Spec.SourceIPs)
+func (s *step) acknowledged(i int, node string) bool {
+	m := s.Members[i]
+	return m.Assignment != nil && m.Assignment.Spec.Standby == node && Programmed(m.Assignment, m.Reports[node]) &&
+		slices.Equal(m.Assignment.Spec.SourceIPs, s.decisions[i].Spec.SourceIPs)
 }
 
 // Answers is true when the report is about this very object in its newest generation.
@@ -188,78 +269,93 @@ func Programmed(a *v1alpha1.EgressAssignment, report v1alpha1.EgressNodeService)
 
 // mustBeOffered is true while the primary to be replaced still announces and MetalLB has not
 // yet handed the candidate the route: moving now would take the route away.
-func (s *step) mustBeOffered(candidate string) bool {
-	current := s.decision.Spec.Primary
-	if current == "" || !s.Live(current) || !s.Reports[current].Announced || s.Reports[candidate].Offered {
+func (s *step) mustBeOffered(current, candidate string) bool {
+	if current == "" || !s.Live(current) || !slices.ContainsFunc(s.Members, func(m Service) bool {
+		return m.Reports[current].Announced && !m.Reports[candidate].Offered
+	}) {
 		return false
 	}
 	if s.memory.unofferedSince.IsZero() {
 		s.memory.unofferedSince = s.now
 	}
 	if left := OfferTimeout - s.now.Sub(s.memory.unofferedSince); left > 0 {
-		s.decision.Again = left
-		s.assigned(metav1.ConditionTrue, "Moving", "node "+current+"; node "+candidate+" takes over once MetalLB offers it the route")
+		s.lookAgain(left)
+		s.assignedAll(v1alpha1.ReasonMoving, "node "+current+"; node "+candidate+" takes over once MetalLB offers it the route")
 		return true
 	}
-	s.assigned(metav1.ConditionTrue, "ReplacementNotOffered",
+	s.assignedAll(v1alpha1.ReasonReplacementNotOffered,
 		"node "+current+" should be replaced by node "+candidate+", to which MetalLB offers no route: staying, so that the address stays reachable")
 	return true
 }
 
-func (s *step) promote(node, cause string) {
-	spec := &s.decision.Spec
-	s.begin(node, cause)
-	spec.Standby = s.Elect(node, "", s.avoid()).Standby
-	s.forgetWait()
-	delete(s.memory.rests, node)
-	s.assigned(metav1.ConditionTrue, "Assigned", "node "+node)
+// releaseAll leaves every member without a node.
+func (s *step) releaseAll(reason, message string) {
+	s.memory.endWait()
+	for i := range s.decisions {
+		s.release(i, "", reason)
+		s.assigned(i, reason, message)
+		if reason == v1alpha1.ReasonEveryNode {
+			s.decisions[i].Assigned.Status = metav1.ConditionTrue
+		}
+	}
 }
 
-// release leaves the service without a node.
-func (s *step) release(reason, message string) {
-	spec := &s.decision.Spec
-	if spec.Primary != "" {
-		if s.memory.wantedSince.IsZero() {
-			s.memory.wantedSince = s.now
-		}
-		s.begin("", reason)
+// release takes the primary away from a member, and makes another node its standby.
+func (s *step) release(i int, standby, cause string) {
+	if s.decisions[i].Spec.Primary != "" {
+		s.begin(i, "", cause)
 	}
-	spec.Standby = ""
-	s.forgetWait()
-	status := metav1.ConditionFalse
-	if reason == ReasonEveryNode {
-		status = metav1.ConditionTrue
+	s.decisions[i].Spec.Standby = standby
+	if standby == "" {
+		delete(s.memory.wantedSince, s.Members[i].Key)
+		return
 	}
-	s.assigned(status, reason, message)
+	s.want(s.Members[i].Key)
 }
 
 // begin starts a new epoch.
-func (s *step) begin(primary, cause string) {
-	spec := &s.decision.Spec
+func (s *step) begin(i int, primary, cause string) {
+	spec := &s.decisions[i].Spec
 	spec.Epoch++
-	s.decision.Move = &v1alpha1.Move{
+	s.decisions[i].Move = &v1alpha1.Move{
 		Epoch: spec.Epoch, Cause: cause, From: spec.Primary, To: primary,
-		StartedAt: metav1.NewMicroTime(s.memory.wantedSince),
+		StartedAt: metav1.NewMicroTime(s.want(s.Members[i].Key)),
 	}
 	spec.Primary = primary
 }
 
-// cause names why the primary is replaced.
-func (s *step) cause(rejected []election.Rejection) string {
-	current := s.decision.Spec.Primary
-	if current == "" {
-		return "NoPrimary"
+// settle is the end of a member's way: it has its primary.
+func (s *step) settle(i int, standby string) {
+	delete(s.memory.wantedSince, s.Members[i].Key)
+	spec := &s.decisions[i].Spec
+	spec.Standby = standby
+	if s.MostSilent {
+		s.assigned(i, v1alpha1.ReasonMostSpeakersSilent, "node "+spec.Primary+"; most speakers have stopped renewing their leases at once: nothing is moved for that")
+		return
 	}
-	if i := slices.IndexFunc(rejected, func(r election.Rejection) bool { return r.Node == current }); i >= 0 {
-		return string(rejected[i].Reason)
+	s.assigned(i, v1alpha1.ReasonAssigned, "node "+spec.Primary)
+}
+
+func (s *step) assignedAll(reason, message string) {
+	for i := range s.decisions {
+		s.assigned(i, reason, message)
 	}
-	return "NodeGone"
 }
 
 // assigned sets the condition: true while the service has a primary, whatever is under way.
-func (s *step) assigned(status metav1.ConditionStatus, reason, message string) {
-	if s.decision.Spec.Primary != "" {
+func (s *step) assigned(i int, reason, message string) {
+	status := metav1.ConditionFalse
+	if primary := s.decisions[i].Spec.Primary; primary != "" {
 		status = metav1.ConditionTrue
+		if reason == v1alpha1.ReasonWaitingForStandby || reason == v1alpha1.ReasonStandbySilent {
+			reason, message = v1alpha1.ReasonMoving, "node "+primary+", to be replaced: "+message
+		}
 	}
-	s.decision.Assigned = metav1.Condition{Type: v1alpha1.ConditionNodeAssigned, Status: status, Reason: reason, Message: message}
+	s.decisions[i].Assigned = metav1.Condition{Type: v1alpha1.ConditionNodeAssigned, Status: status, Reason: reason, Message: message}
+}
+
+func (s *step) lookAgain(after time.Duration) {
+	if after > 0 && (s.again == 0 || after < s.again) {
+		s.again = after
+	}
 }

@@ -14,36 +14,50 @@ import (
 	"github.com/metallb-egress/metallb-egress/controllerext/election"
 )
 
-// world plays the cluster around one service: every decision is written to the assignment,
-// as the controller does, and the nodes answer when a test says so.
+// world plays the cluster around one service, or several that share an address: every decision
+// is written to the assignment, as the controller does, and the nodes answer when a test says so.
 type world struct {
 	t       *testing.T
 	now     time.Time
 	nodes   []election.Node
-	service Service
+	service *Service   // the oldest
+	others  []*Service // younger, of the same group
+	group   Group
 	memory  Memory
-	last    Decision
+	last    Decision   // of the oldest
+	rest    []Decision // of the others
+	again   time.Duration
 }
 
 func newWorld(t *testing.T, nodes ...string) *world {
-	w := &world{t: t, now: time.Unix(1000, 0)}
+	w := &world{t: t, now: time.Unix(1000, 0), service: newService("s")}
 	for _, name := range nodes {
-		w.nodes = append(w.nodes, election.Node{Name: name, Ready: true, Reporting: true, SessionEstablished: true})
+		w.nodes = append(w.nodes, election.Node{Name: name, Ready: true, Reporting: true, SessionEstablished: true, SessionHeld: true})
 	}
-	w.service = Service{
-		Key: "ns/s", HasEndpoints: true, Reports: map[string]v1alpha1.EgressNodeService{},
-		Want: v1alpha1.EgressAssignmentSpec{LabelKey: "k/ns-s", SourceIPBy: "LoadBalancerIP", SourceIPs: []string{"192.0.2.1"}, FailurePolicy: v1alpha1.FailOpen},
-		Live: func(name string) bool { return w.node(name).Ready },
+	electorate := func() *election.Electorate {
+		e := election.New(w.nodes)
+		// The load orders the nodes: the first is preferred.
+		for i, n := range w.nodes {
+			e.Add(n.Name, i)
+		}
+		return e
+	}
+	w.group = Group{
+		Live:   func(name string) bool { return w.node(name).Ready },
+		Silent: func(name string) bool { return w.node(name).Silent },
 		Elect: func(primary, standby string, avoid map[string]bool) election.Result {
-			// The load orders the nodes: the first is preferred.
-			load := map[string]int{}
-			for i, n := range w.nodes {
-				load[n.Name] = i
-			}
-			return election.Elect(w.nodes, load, election.Service{Key: "ns/s", Primary: primary, Standby: standby, Avoid: avoid})
+			return electorate().Elect(election.Service{Key: "ns/s", Primary: primary, Standby: standby, Avoid: avoid})
 		},
+		Rejected: func() string { return election.Count(electorate().Reject(election.Service{Key: "ns/s"})) },
 	}
 	return w
+}
+
+func newService(name string) *Service {
+	return &Service{
+		Key: "ns/" + name, HasEndpoints: true, Reports: map[string]v1alpha1.EgressNodeService{},
+		Want: v1alpha1.EgressAssignmentSpec{LabelKey: "k/ns-" + name, SourceIPBy: "LoadBalancerIP", SourceIPs: []string{"192.0.2.1"}, FailurePolicy: v1alpha1.FailOpen},
+	}
 }
 
 func (w *world) node(name string) *election.Node {
@@ -56,26 +70,39 @@ func (w *world) node(name string) *election.Node {
 	return nil
 }
 
-// decide makes one decision and writes it.
+// decide makes one decision for the group and writes it.
 func (w *world) decide() Decision {
-	w.last, w.memory = Decide(w.now, w.service, w.memory)
-	a := w.service.Assignment
-	if a == nil {
-		a = &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
+	all := append([]*Service{w.service}, w.others...)
+	w.group.Members = nil
+	for _, service := range all {
+		w.group.Members = append(w.group.Members, *service)
 	}
-	if !cmp.Equal(a.Spec, w.last.Spec) {
-		a.Generation++
-		a.Spec = w.last.Spec
+	var decisions []Decision
+	decisions, w.again, w.memory = Decide(w.now, w.group, w.memory)
+	for i, service := range all {
+		a := service.Assignment
+		if a == nil {
+			a = &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
+		}
+		if !cmp.Equal(a.Spec, decisions[i].Spec) {
+			a.Generation++
+			a.Spec = decisions[i].Spec
+		}
+		service.Assignment = a
 	}
-	w.service.Assignment = a
+	w.last, w.rest = decisions[0], decisions[1:]
 	return w.last
 }
 
-// report is a node's answer to the assignment as it stands.
+// report is a node's answer to the assignment of the oldest service as it stands.
 func (w *world) report(node string, programmed, offered, announced bool) {
-	w.service.Reports[node] = v1alpha1.EgressNodeService{
-		Key: "ns/s", UID: "u", ObservedGeneration: w.service.Assignment.Generation,
-		Programmed: programmed, Offered: offered, Announced: announced, Addresses: w.service.Want.SourceIPs,
+	report(w.service, node, programmed, offered, announced)
+}
+
+func report(s *Service, node string, programmed, offered, announced bool) {
+	s.Reports[node] = v1alpha1.EgressNodeService{
+		Key: s.Key, UID: "u", ObservedGeneration: s.Assignment.Generation,
+		Programmed: programmed, Offered: offered, Announced: announced, Addresses: s.Want.SourceIPs,
 	}
 }
 
@@ -105,8 +132,8 @@ func TestOnlyAnAcknowledgedStandbyBecomesPrimary(t *testing.T) {
 	w := newWorld(t, "a", "b")
 	w.decide()
 	w.expect("at first", 0, "", "a", "WaitingForStandby")
-	if w.last.Again != AcknowledgeTimeout {
-		t.Errorf("again in %v, want %v", w.last.Again, AcknowledgeTimeout)
+	if w.again != AcknowledgeTimeout {
+		t.Errorf("again in %v, want %v", w.again, AcknowledgeTimeout)
 	}
 	w.decide()
 	w.expect("without an answer", 0, "", "a", "WaitingForStandby")
@@ -126,7 +153,7 @@ func TestOnlyAnAcknowledgedStandbyBecomesPrimary(t *testing.T) {
 	w.now = w.now.Add(2 * time.Second)
 	w.decide()
 	w.expect("acknowledged", 1, "a", "b", "Assigned")
-	want := &v1alpha1.Move{Epoch: 1, Cause: "NoPrimary", To: "a", StartedAt: metav1.NewMicroTime(time.Unix(1000, 0))}
+	want := &v1alpha1.Move{Epoch: 1, Cause: "FirstAssignment", To: "a", StartedAt: metav1.NewMicroTime(time.Unix(1000, 0))}
 	if diff := cmp.Diff(want, w.last.Move); diff != "" {
 		t.Errorf("move: -want +got:\n%s", diff)
 	}
@@ -139,6 +166,7 @@ func TestOnlyAnAcknowledgedStandbyBecomesPrimary(t *testing.T) {
 
 func TestSilentStandbyIsReplacedAndRested(t *testing.T) {
 	w := newWorld(t, "a", "b")
+	w.service.Want.FailurePolicy = v1alpha1.FailClosed
 	w.decide()
 	w.now = w.now.Add(AcknowledgeTimeout)
 	w.decide()
@@ -146,8 +174,8 @@ func TestSilentStandbyIsReplacedAndRested(t *testing.T) {
 	w.now = w.now.Add(AcknowledgeTimeout)
 	w.decide()
 	w.expect("both were silent: keep waiting", 0, "", "b", "StandbySilent")
-	if want := RestMin - AcknowledgeTimeout; w.last.Again != want {
-		t.Errorf("again in %v, want %v, when a has rested", w.last.Again, want)
+	if want := RestMin - AcknowledgeTimeout; w.again != want {
+		t.Errorf("again in %v, want %v, when a has rested", w.again, want)
 	}
 	w.report("b", true, true, false)
 	w.decide()
@@ -171,26 +199,65 @@ func TestRestsGrowAndEnd(t *testing.T) {
 	}
 }
 
+// Under the policy Open the pods' traffic is not dropped for longer than one wait because the
+// only node there is does not answer.
+func TestOpenServiceIsLetGoWhileItsOnlyNodeIsSilent(t *testing.T) {
+	w := newWorld(t, "a")
+	w.decide()
+	w.expect("at first", 0, "", "a", "WaitingForStandby")
+	w.now = w.now.Add(AcknowledgeTimeout)
+	w.decide()
+	w.expect("silent", 0, "", "", "StandbySilent")
+	if w.again != RestMin {
+		t.Errorf("again in %v, want %v", w.again, RestMin)
+	}
+	w.now = w.now.Add(RestMin / 2)
+	w.decide()
+	w.expect("while it rests", 0, "", "", "StandbySilent")
+	w.now = w.now.Add(RestMin / 2)
+	w.decide()
+	w.expect("rested", 0, "", "a", "WaitingForStandby")
+	w.now = w.now.Add(AcknowledgeTimeout - time.Second)
+	w.decide()
+	w.expect("the wait is a whole one again", 0, "", "a", "WaitingForStandby")
+	w.report("a", true, true, false)
+	w.decide()
+	w.expect("answers", 1, "a", "", "Assigned")
+}
+
+func TestRestEndsWhenTheSpeakerComesBack(t *testing.T) {
+	w := newWorld(t, "a")
+	w.node("a").Silent = true
+	w.decide()
+	w.now = w.now.Add(AcknowledgeTimeout)
+	w.decide()
+	w.expect("silent", 0, "", "", "StandbySilent")
+	w.node("a").Silent = false
+	w.decide()
+	w.expect("alive again", 0, "", "a", "WaitingForStandby")
+}
+
 func TestConditionStaysTrueWhileTheServiceMoves(t *testing.T) {
 	w := newWorld(t, "a", "b")
 	w.settle()
 	w.node("a").Excluded = true
 	delete(w.service.Reports, "b")
 	w.decide()
-	w.expect("b has not answered", 1, "a", "b", "WaitingForStandby")
+	w.expect("b has not answered", 1, "a", "b", "Moving")
 	if w.last.Assigned.Status != metav1.ConditionTrue {
 		t.Error("NodeAssigned is not true although a is primary")
 	}
 }
 
-func TestOnlyNodeIsWaitedForForever(t *testing.T) {
+func TestClosedServiceGoesOnWaitingForItsOnlyNode(t *testing.T) {
 	w := newWorld(t, "a")
-	for range 5 {
+	w.service.Want.FailurePolicy = v1alpha1.FailClosed
+	for range 4 {
 		w.decide()
 		w.now = w.now.Add(AcknowledgeTimeout)
 	}
 	w.expect("alone and silent", 0, "", "a", "StandbySilent")
-	if !strings.Contains(w.last.Assigned.Message, "there is no other node") {
+	if !strings.Contains(w.last.Assigned.Message, "there is no other node to try") {
 		t.Errorf("message %q", w.last.Assigned.Message)
 	}
 	w.report("a", true, true, false)
@@ -282,6 +349,90 @@ func TestFirstAssignmentNeedsAnEndpoint(t *testing.T) {
 	w.service.HasEndpoints = false
 	w.decide()
 	w.expect("no endpoint", 0, "", "", "NoEndpoints")
+}
+
+// R23: services that share an address are elected as one.
+func TestR23GroupIsElectedAsOne(t *testing.T) {
+	expect := func(w *world, when string, epoch int64, primary, standby, reason string) {
+		t.Helper()
+		got := []any{w.rest[0].Spec.Epoch, w.rest[0].Spec.Primary, w.rest[0].Spec.Standby, w.rest[0].Assigned.Reason}
+		if diff := cmp.Diff([]any{epoch, primary, standby, reason}, got); diff != "" {
+			t.Fatalf("%s: the younger's epoch, primary, standby, reason: -want +got:\n%s", when, diff)
+		}
+	}
+	settled := func() *world {
+		w := newWorld(t, "a", "b", "c")
+		w.others = []*Service{newService("t")}
+		w.decide()
+		w.expect("at first", 0, "", "a", "WaitingForStandby")
+		expect(w, "at first", 0, "", "a", "WaitingForStandby")
+		report(w.service, "a", true, true, false)
+		w.decide()
+		w.expect("the younger is not acknowledged", 0, "", "a", "WaitingForStandby")
+		report(w.others[0], "a", true, true, false)
+		w.decide()
+		w.expect("both are", 1, "a", "b", "Assigned")
+		expect(w, "both are", 1, "a", "b", "Assigned")
+		for _, s := range []*Service{w.service, w.others[0]} {
+			report(s, "a", true, true, true)
+			report(s, "b", true, true, false)
+		}
+		return w
+	}
+	t.Run("failover moves all", func(*testing.T) {
+		w := settled()
+		w.node("a").Ready = false
+		w.decide()
+		w.expect("a died", 2, "b", "c", "Assigned")
+		expect(w, "a died", 2, "b", "c", "Assigned")
+	})
+	t.Run("one that is not offered holds all", func(*testing.T) {
+		w := settled()
+		w.node("a").Excluded = true
+		report(w.others[0], "b", true, false, false)
+		w.decide()
+		w.expect("not offered", 1, "a", "b", "Moving")
+		expect(w, "not offered", 1, "a", "b", "Moving")
+	})
+	t.Run("a newcomer follows", func(*testing.T) {
+		w := settled()
+		newcomer := newService("u")
+		w.others = append(w.others, newcomer)
+		w.decide()
+		w.expect("the others stay", 1, "a", "b", "Assigned")
+		if got := w.rest[1].Spec; got.Primary != "" || got.Standby != "a" {
+			t.Fatalf("newcomer: %+v", got)
+		}
+		report(newcomer, "a", true, true, false)
+		w.decide()
+		if got := w.rest[1].Spec; got.Primary != "a" || got.Standby != "b" || got.Epoch != 1 {
+			t.Errorf("newcomer, acknowledged: %+v", got)
+		}
+	})
+	t.Run("one that is elsewhere is released first", func(*testing.T) {
+		w := settled()
+		w.others[0].Assignment.Spec.Primary = "c"
+		w.decide()
+		w.expect("the oldest leads", 1, "a", "b", "Assigned")
+		expect(w, "released", 2, "", "a", "WaitingForStandby")
+		if move := w.rest[0].Move; move == nil || move.Cause != v1alpha1.CauseSharedAddress || move.From != "c" {
+			t.Errorf("move %+v", move)
+		}
+		report(w.others[0], "a", true, true, false)
+		w.decide()
+		expect(w, "follows", 3, "a", "b", "Assigned")
+	})
+}
+
+func TestMostSpeakersSilentMovesNothingAndSaysSo(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.settle()
+	w.group.MostSilent = true
+	w.decide()
+	w.expect("most are silent", 1, "a", "b", "MostSpeakersSilent")
+	if w.last.Assigned.Status != metav1.ConditionTrue {
+		t.Error("NodeAssigned is not true")
+	}
 }
 
 func TestLabelKey(t *testing.T) {

@@ -3,34 +3,75 @@
 package lifecycle
 
 import (
-	"fmt"
 	"maps"
-	"slices"
-	"strings"
 	"time"
-
-	"github.com/metallb-egress/metallb-egress/controllerext/election"
 )
 
-func (s *step) forgetWait() {
-	s.memory.waitingFor, s.memory.waitingSince = "", time.Time{}
-	s.memory.unofferedSince, s.memory.wantedSince = time.Time{}, time.Time{}
+// Memory is what Decide remembers of one group between two decisions. It may be lost: then the
+// waits start again.
+type Memory struct {
+	waitingFor     string
+	waitingSince   time.Time
+	unofferedSince time.Time
+	wantedSince    map[string]time.Time // by member: since when it is to have another primary
+	rests          map[string]rest      // by node
 }
 
-// giveRest avoids a node for RestMin, and twice as long each further time, up to RestMax.
+type rest struct {
+	until  time.Time
+	last   time.Duration
+	silent bool // the node's speaker was silent when the rest began
+}
+
+func (m Memory) copy() Memory {
+	m.wantedSince, m.rests = maps.Clone(m.wantedSince), maps.Clone(m.rests)
+	if m.wantedSince == nil {
+		m.wantedSince = map[string]time.Time{}
+	}
+	if m.rests == nil {
+		m.rests = map[string]rest{}
+	}
+	return m
+}
+
+func (m *Memory) beginWait(node string, now time.Time) {
+	m.waitingFor, m.waitingSince, m.unofferedSince = node, now, time.Time{}
+}
+
+func (m *Memory) endWait() {
+	m.waitingFor, m.waitingSince, m.unofferedSince = "", time.Time{}, time.Time{}
+}
+
+// forgive forgets the rests of a node that has acknowledged.
+func (m *Memory) forgive(node string) { delete(m.rests, node) }
+
+// want is since when a member is to have another primary.
+func (s *step) want(key string) time.Time {
+	if _, known := s.memory.wantedSince[key]; !known {
+		s.memory.wantedSince[key] = s.now
+	}
+	return s.memory.wantedSince[key]
+}
+
+// giveRest avoids a node for RestMin, and twice as long each further time, up to RestMax. When
+// it is over the node is waited for anew.
 func (s *step) giveRest(node string) {
-	if s.now.Before(s.memory.rests[node].until) {
+	if s.resting(node) {
 		return
 	}
 	length := min(max(2*s.memory.rests[node].last, RestMin), RestMax)
-	s.memory.rests[node] = rest{until: s.now.Add(length), last: length}
+	s.memory.rests[node] = rest{until: s.now.Add(length), last: length, silent: s.Silent(node)}
+	s.memory.endWait()
 }
+
+// resting is true while a node is avoided.
+func (s *step) resting(node string) bool { return s.now.Before(s.memory.rests[node].until) }
 
 // avoid are the nodes that rest now.
 func (s *step) avoid() map[string]bool {
 	avoid := map[string]bool{}
-	for node, r := range s.memory.rests {
-		if s.now.Before(r.until) {
+	for node := range s.memory.rests {
+		if s.resting(node) {
 			avoid[node] = true
 		}
 	}
@@ -48,30 +89,10 @@ func (s *step) firstRestEnds() time.Duration {
 	return first
 }
 
-// currentRests copies the rests that still matter: a node's back-off is forgotten RestMax
-// after it ended.
-func (s *step) currentRests() map[string]rest {
-	rests := maps.Clone(s.memory.rests)
-	if rests == nil {
-		rests = map[string]rest{}
-	}
-	maps.DeleteFunc(rests, func(_ string, r rest) bool { return s.now.Sub(r.until) > RestMax })
-	return rests
-}
-
-// countReasons spells "2 NodeSelectorMismatch, 1 NotReady": how many nodes were rejected for
-// which reason.
-func countReasons(rejected []election.Rejection) string {
-	if len(rejected) == 0 {
-		return "the cluster has no nodes"
-	}
-	count := map[election.Reason]int{}
-	for _, r := range rejected {
-		count[r.Reason]++
-	}
-	var words []string
-	for _, reason := range slices.Sorted(maps.Keys(count)) {
-		words = append(words, fmt.Sprintf("%d %s", count[reason], reason))
-	}
-	return strings.Join(words, ", ")
+// endRests forgets the rests that no longer matter: those of a speaker that came back to life,
+// and a back-off RestMax after it ended.
+func (s *step) endRests() {
+	maps.DeleteFunc(s.memory.rests, func(node string, r rest) bool {
+		return s.now.Sub(r.until) > RestMax || r.silent && !s.Silent(node)
+	})
 }

@@ -51,7 +51,6 @@ func TestLab(t *testing.T) {
 			}
 		}
 	})
-	t.Run("CRDs", func(t *testing.T) { testCRDs(t, l) })
 	t.Run("speaker killed and started again", func(t *testing.T) { testRestart(t, l, syscall.SIGKILL) })
 	t.Run("speaker ended and started again", func(t *testing.T) { testRestart(t, l, syscall.SIGTERM) })
 	t.Run("controller started again", func(t *testing.T) { testController(t, l) })

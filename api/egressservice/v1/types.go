@@ -39,12 +39,13 @@ const (
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:path=egressservices,singular=egressservice,scope=Namespaced,shortName=esvc
+// +kubebuilder:printcolumn:name="Host",type=string,JSONPath=`.status.host`
+// +kubebuilder:printcolumn:name="Standby",type=string,JSONPath=`.status.standby`
 // +kubebuilder:printcolumn:name="Source",type=string,JSONPath=`.spec.sourceIPBy`
-// +kubebuilder:printcolumn:name="Network",type=string,JSONPath=`.spec.network`,priority=1
-// +kubebuilder:printcolumn:name="Assigned Host",type=string,JSONPath=`.status.host`
+// +kubebuilder:printcolumn:name="Network",type=string,JSONPath=`.spec.network`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
-// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
 type EgressService struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -57,18 +58,23 @@ type EgressService struct {
 type EgressServiceSpec struct {
 	// sourceIPBy is LoadBalancerIP (the default) or Network.
 	// +optional
+	// +kubebuilder:default=LoadBalancerIP
 	SourceIPBy SourceIPMode `json:"sourceIPBy,omitempty"`
 
 	// nodeSelector limits the nodes that may be elected. Empty matches every node. Ignored
 	// when sourceIPBy is Network.
 	// +optional
 	// +structType=atomic
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn', 'Exists', 'DoesNotExist'])",message="the operators are In, NotIn, Exists and DoesNotExist"
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, !(e.operator in ['In', 'NotIn']) || has(e.values) && size(e.values) > 0)",message="the operators In and NotIn need values"
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, !(e.operator in ['Exists', 'DoesNotExist']) || !has(e.values) || size(e.values) == 0)",message="the operators Exists and DoesNotExist take no values"
 	NodeSelector metav1.LabelSelector `json:"nodeSelector,omitempty"`
 
 	// network is the routing table (a number or a name) or the VRF device that the traffic
 	// leaves through. Empty means the node's ordinary routing.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[^\p{C}\p{Z}/]*$')`,message="network is the name or number of a routing table, or a VRF device: printable, without spaces and slashes"
 	Network string `json:"network,omitempty"`
 }
 
@@ -77,6 +83,11 @@ type EgressServiceStatus struct {
 	// host is the elected node's name, ALL when sourceIPBy is Network, or empty when no
 	// node handles the service.
 	Host string `json:"host"`
+
+	// standby is the node that has the service programmed to take over, or empty. Absent where
+	// another project's CRD is installed.
+	// +optional
+	Standby string `json:"standby,omitempty"`
 
 	// conditions say why. Absent where another project's CRD is installed.
 	// +optional

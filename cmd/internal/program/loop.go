@@ -14,8 +14,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 )
@@ -31,6 +33,9 @@ type Loop struct {
 	Sync func(context.Context) (again time.Duration, err error)
 	// Watched are the kinds whose changes call Sync. It is not called before all have been read.
 	Watched []client.Object
+	// Relevant, when set, says which changes call Sync: before is nil for an object that is new to
+	// the watcher, after for one that is gone.
+	Relevant func(before, after client.Object) bool
 	// Wake are channels that call Sync too.
 	Wake []<-chan struct{}
 }
@@ -55,9 +60,14 @@ func (l Loop) AddTo(mgr manager.Manager) error {
 	})
 	b := builder.ControllerManagedBy(mgr).Named(l.Name).WithOptions(controller.Options{
 		MaxConcurrentReconciles: 1,
+		// A replica that does not lead reads everything beforehand, so that it acts at once when it
+		// does.
+		EnableWarmup: new(true),
+		// Names must be unique in a process, for the metrics: tests run several programs in one.
+		SkipNameValidation: new(true),
 	})
 	for _, object := range l.Watched {
-		b = b.Watches(object, toEverything)
+		b = b.Watches(object, toEverything, builder.WithPredicates(l.relevant()))
 	}
 	b = b.WatchesRawSource(source.Func(l.start))
 	r := &runner{Loop: l}
@@ -68,6 +78,19 @@ func (l Loop) AddTo(mgr manager.Manager) error {
 		return fmt.Errorf("loop %s: %w", l.Name, err)
 	}
 	return nil
+}
+
+// relevant is Relevant for controller-runtime.
+func (l Loop) relevant() predicate.Predicate {
+	relevant := l.Relevant
+	if relevant == nil {
+		relevant = func(_, _ client.Object) bool { return true }
+	}
+	return predicate.Funcs{
+		CreateFunc: func(e event.CreateEvent) bool { return relevant(nil, e.Object) },
+		UpdateFunc: func(e event.UpdateEvent) bool { return relevant(e.ObjectOld, e.ObjectNew) },
+		DeleteFunc: func(e event.DeleteEvent) bool { return relevant(e.Object, nil) },
+	}
 }
 
 // runner is a loop at work.

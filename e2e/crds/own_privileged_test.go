@@ -2,31 +2,19 @@
 
 //go:build privileged
 
-package lab_test
+package crds_test
 
 import (
-	"strings"
+	"fmt"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
-	"github.com/metallb-egress/metallb-egress/e2e/lab"
 )
 
-// testCRDs has the real API server judge what the CRDs' rules are for. The controller rests
-// meanwhile: it removes assignments that belong to no EgressService.
-func testCRDs(t *testing.T, l *lab.Lab) {
-	if err := l.Processes.Stop(t.Context(), lab.ControllerProcess); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := l.StartController(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+func testAssignments(t *testing.T, c client.Client) {
 	good := v1alpha1.EgressAssignmentSpec{
 		Epoch: 3, Primary: "n1", Standby: "n2", LabelKey: "egress-service.k8s.ovn.org/a-b", SourceIPBy: "LoadBalancerIP",
 		SourceIPs: []string{"192.0.2.1"}, FailurePolicy: v1alpha1.FailOpen,
@@ -49,25 +37,50 @@ func testCRDs(t *testing.T, l *lab.Lab) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			a := &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-public", Name: "rules"}, Spec: good}
-			if err := l.Client.Create(t.Context(), a); err != nil {
+			a := &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "rules"}, Spec: good}
+			if err := c.Create(t.Context(), a); err != nil {
 				t.Fatal(err)
 			}
 			defer func() {
-				if err := l.Client.Delete(t.Context(), a); err != nil {
+				if err := c.Delete(t.Context(), a); err != nil {
 					t.Error(err)
 				}
 			}()
 			after := a.DeepCopy()
 			test.edit(&after.Spec)
-			err := l.Client.Update(t.Context(), after, client.DryRunAll)
-			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
-				t.Errorf("error %v, want one that says %q", err, test.want)
-			}
+			refused(t, c.Update(t.Context(), after, client.DryRunAll), test.want)
 		})
 	}
-	bad := &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-public", Name: "bad"}, Spec: egressv1.EgressServiceSpec{SourceIPBy: "Luck"}}
-	if err := l.Client.Create(t.Context(), bad, client.DryRunAll); err == nil || !strings.Contains(err.Error(), "Unsupported value") {
-		t.Errorf("sourceIPBy Luck: error %v", err)
+}
+
+func testNodes(t *testing.T, c client.Client) {
+	node := &v1alpha1.EgressNode{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+	if err := c.Create(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	lines := func(n int) (list []string) {
+		for i := range n {
+			list = append(list, fmt.Sprint("ns/service-", i))
+		}
+		return list
+	}
+	service := v1alpha1.EgressNodeService{Key: "a/b", UID: "u", Role: v1alpha1.RolePrimary, Addresses: []string{"192.0.2.1"}}
+	tests := []struct {
+		name   string
+		status v1alpha1.EgressNodeStatus
+		want   string
+	}{
+		{"as much as there may be", v1alpha1.EgressNodeStatus{Behind: lines(50), BehindCount: 100, Problems: lines(50)}, ""},
+		{"too many services behind", v1alpha1.EgressNodeStatus{Behind: lines(51)}, "at most 50"},
+		{"too many problems", v1alpha1.EgressNodeStatus{Problems: lines(51)}, "at most 50"},
+		{"a service", v1alpha1.EgressNodeStatus{Services: []v1alpha1.EgressNodeService{service}}, ""},
+		{"a service twice", v1alpha1.EgressNodeStatus{Services: []v1alpha1.EgressNodeService{service, service}}, "Duplicate value"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			after := node.DeepCopy()
+			after.Status = test.status
+			refused(t, c.Status().Update(t.Context(), after, client.DryRunAll), test.want)
+		})
 	}
 }

@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllerext
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-kit/log/level"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/election"
+	"github.com/metallb-egress/metallb-egress/controllerext/lifecycle"
+)
+
+const (
+	fieldOwner = client.FieldOwner("metallb-egress-controller")
+	// writers bounds the writes of one loop that are under way at once.
+	writers = 16
+	// writeTimeout bounds one write: a webhook may hang, and holds up nothing else.
+	writeTimeout = 2 * time.Second
+)
+
+// SyncElection decides every service and writes what differs: first the assignments, which
+// everything else follows, then the nodes' labels, which are the permission to announce. It
+// returns when to look again though nothing happens (0: never). A write that fails holds up only
+// its own object.
+func (c *Controller) SyncElection(ctx context.Context) (time.Duration, error) {
+	if wait := c.electionPace.rest(c.Now()); wait > 0 {
+		return wait, nil
+	}
+	s, err := c.read(ctx)
+	if err != nil {
+		return 0, err
+	}
+	began := c.Now()
+	works, counted, again := c.decide(s)
+	c.electionPace.worked(began, c.Now())
+
+	again = sooner(again, c.sweepAssignments(ctx, s))
+	again = sooner(again, c.writeAssignments(ctx, s, works))
+	again = sooner(again, c.writeNodeLabels(ctx, s, works))
+	c.remember(works)
+	c.publish(works, counted)
+	c.retries.tidy(c.Now())
+	wake(c.adsWake)
+	wake(c.statusWake)
+	return again, nil
+}
+
+// each runs a step for every item, some side by side, and returns the shortest wait.
+func each[T any](items []T, limit int, step func(T) time.Duration) time.Duration {
+	waits := make([]time.Duration, len(items))
+	var group errgroup.Group
+	group.SetLimit(limit)
+	for i, item := range items {
+		group.Go(func() error {
+			waits[i] = step(item)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	var shortest time.Duration
+	for _, wait := range waits {
+		shortest = sooner(shortest, wait)
+	}
+	return shortest
+}
+
+// decide runs the lifecycle of every group of services, oldest first.
+func (c *Controller) decide(s *snapshot) ([]*work, speakers, time.Duration) {
+	nodes, verdict, again := c.candidates(s)
+	live, silent := make(map[string]bool, len(nodes)), make(map[string]bool, len(nodes))
+	counted := speakers{all: len(s.reports)}
+	for _, node := range nodes {
+		live[node.Name], silent[node.Name] = node.Ready && !node.Deleting && !node.Lost, node.Silent
+		if node.Silent {
+			counted.silent++
+		}
+	}
+	electorate := election.New(nodes)
+	works := c.observe(s)
+	for _, w := range works {
+		if w.before != nil {
+			electorate.Add(busy(w.before.Spec), 1)
+		}
+	}
+	now := c.Now()
+	memories := make(map[types.NamespacedName]lifecycle.Memory, len(works))
+	for _, members := range group(works) {
+		wait := c.decideGroup(now, electorate, members, lifecycle.Group{
+			Live: func(node string) bool { return live[node] }, Silent: func(node string) bool { return silent[node] }, MostSilent: verdict.MostSilent,
+		}, memories)
+		again = sooner(again, wait)
+		for _, w := range members {
+			w.silent = silent[w.decision.Spec.Primary]
+		}
+	}
+	// What is not written is decided anew, with the memory from before: see remember.
+	c.memories, memories = memories, c.memories
+	for _, w := range works {
+		w.memory = memories[w.key]
+	}
+	return works, counted, again
+}
+
+// decideGroup decides for services that are elected together.
+func (c *Controller) decideGroup(now time.Time, e *election.Electorate, members []*work, g lifecycle.Group, memories map[types.NamespacedName]lifecycle.Memory) time.Duration {
+	candidate := electable(members)
+	g.Elect = func(primary, standby string, avoid map[string]bool) election.Result {
+		candidate.Primary, candidate.Standby, candidate.Avoid = primary, standby, avoid
+		return e.Elect(candidate)
+	}
+	g.Rejected = func() string { return election.Count(e.Reject(candidate)) }
+	for _, w := range members {
+		g.Members = append(g.Members, w.observed)
+	}
+	leader := members[0].key
+	decisions, again, memory := lifecycle.Decide(now, g, c.memories[leader])
+	memories[leader] = memory
+	for i, w := range members {
+		w.decision = decisions[i]
+		w.assignment = newAssignment(w.egress, w.before, w.decision.Spec)
+		if w.before != nil {
+			e.Add(busy(w.before.Spec), -1)
+		}
+		e.Add(busy(w.decision.Spec), 1)
+	}
+	return again
+}
+
+// remember takes back the memory of groups whose decision was not written.
+func (c *Controller) remember(works []*work) {
+	for _, w := range works {
+		if _, leads := c.memories[w.key]; leads && w.unwritten != nil {
+			c.memories[w.key] = w.memory
+		}
+	}
+}
+
+// newAssignment is the object to write: the one in force with another spec, or a new one.
+func newAssignment(egress *egressv1.EgressService, before *v1alpha1.EgressAssignment, spec v1alpha1.EgressAssignmentSpec) *v1alpha1.EgressAssignment {
+	if before != nil {
+		if equality.Semantic.DeepEqual(before.Spec, spec) {
+			return before
+		}
+		after := before.DeepCopy()
+		after.Spec = spec
+		return after
+	}
+	owner := metav1.NewControllerRef(egress, egressv1.GroupVersion.WithKind("EgressService"))
+	// Blocking the owner's deletion would take a permission on its finalizers, for nothing.
+	owner.BlockOwnerDeletion = nil
+	return &v1alpha1.EgressAssignment{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: egress.Namespace, Name: egress.Name,
+			Labels:          map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByValue},
+			OwnerReferences: []metav1.OwnerReference{*owner},
+		},
+		Spec: spec,
+	}
+}
+
+// electionTime is how long one election goes on beginning to write assignments. What is left is
+// decided anew: a failover does not wait until thousands of new services have their first node.
+const electionTime = 500 * time.Millisecond
+
+// errLater is why an assignment is not written yet when an election's time is over.
+var errLater = errors.New("decided anew in a moment")
+
+// writeAssignments creates and changes assignments, changes of primary first.
+func (c *Controller) writeAssignments(ctx context.Context, s *snapshot, works []*work) time.Duration {
+	var first, then []*work
+	for _, w := range works {
+		switch {
+		case w.before == w.assignment:
+		case w.before == nil && s.assignments[w.key] != nil:
+			w.unwritten = errors.New("the EgressAssignment of an earlier EgressService of this name is still there")
+		case w.decision.Move != nil:
+			first = append(first, w)
+		default:
+			then = append(then, w)
+		}
+	}
+	end := c.Now().Add(electionTime)
+	return each(append(first, then...), writers, func(w *work) time.Duration {
+		if c.Now().After(end) {
+			w.unwritten = errLater
+			return time.Millisecond
+		}
+		return c.writeAssignment(ctx, w)
+	})
+}
+
+// writeAssignment creates or changes one assignment.
+func (c *Controller) writeAssignment(ctx context.Context, w *work) time.Duration {
+	var wait time.Duration
+	wait, w.unwritten = c.try(ctx, w.key.String(), "EgressAssignment", func(ctx context.Context) (err error) {
+		if w.before == nil {
+			err = c.Client.Create(ctx, w.assignment, fieldOwner)
+		} else {
+			err = c.changeAssignment(ctx, w)
+		}
+		if err != nil {
+			// Nothing follows from a decision that is not written, no condition either.
+			c.Recorder.Eventf(w.egress, nil, corev1.EventTypeWarning, v1alpha1.ReasonWriteFailed, "Elect", "EgressAssignment: %v", err)
+		}
+		return err
+	})
+	if move := w.decision.Move; move != nil && w.unwritten == nil {
+		level.Info(c.Logger).Log("event", "primaryChanged", "msg", "a service gets another primary", "service", w.key,
+			"from", move.From, "to", move.To, "epoch", move.Epoch, "cause", move.Cause)
+	}
+	return wait
+}
+
+// changeAssignment replaces the spec, if it is still the one that the decision was made from: a
+// decision from a stale cache, or of a controller that no longer leads, is refused by the API
+// server. The status, which another loop writes, plays no part in that.
+func (c *Controller) changeAssignment(ctx context.Context, w *work) error {
+	type operation struct {
+		Op    string `json:"op"`
+		Path  string `json:"path"`
+		Value any    `json:"value"`
+	}
+	body, err := json.Marshal([]operation{
+		{"test", "/metadata/uid", w.before.UID},
+		{"test", "/spec/epoch", w.before.Spec.Epoch},
+		{"test", "/spec/primary", w.before.Spec.Primary},
+		{"test", "/spec/standby", w.before.Spec.Standby},
+		{"replace", "/spec", w.assignment.Spec},
+	})
+	if err != nil {
+		return err
+	}
+	return c.Client.Patch(ctx, w.assignment, client.RawPatch(types.JSONPatchType, body), fieldOwner)
+}
+
+// try attempts one write, in its time, and reports a failure in the log and as a metric.
+func (c *Controller) try(ctx context.Context, service, what string, write func(context.Context) error) (time.Duration, error) {
+	tried := false
+	wait, err := c.retries.attempt(c.Now(), what+" "+service, func() error {
+		tried = true
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		return write(ctx)
+	})
+	if tried && err != nil && ctx.Err() == nil {
+		level.Error(c.Logger).Log("event", "writeFailed", "msg", "an object could not be written", "object", what, "service", service, "again", wait, "error", err)
+		c.Metrics.Failed("controller", what)
+	}
+	return wait, err
+}
+
+// sweepAssignments removes those that belong to no EgressService any more.
+func (c *Controller) sweepAssignments(ctx context.Context, s *snapshot) time.Duration {
+	owners := make(map[types.NamespacedName]*egressv1.EgressService, len(s.egressServices))
+	for _, egress := range s.egressServices {
+		owners[client.ObjectKeyFromObject(egress)] = egress
+	}
+	var orphans []*v1alpha1.EgressAssignment
+	for key, a := range s.assignments {
+		if owner := owners[key]; owner == nil || !metav1.IsControlledBy(a, owner) {
+			orphans = append(orphans, a)
+		}
+	}
+	return each(orphans, writers, func(a *v1alpha1.EgressAssignment) time.Duration {
+		wait, _ := c.try(ctx, client.ObjectKeyFromObject(a).String(), "EgressAssignment to be deleted", func(ctx context.Context) error {
+			return client.IgnoreNotFound(c.Client.Delete(ctx, a.DeepCopy(), client.Preconditions{UID: &a.UID}))
+		})
+		return wait
+	})
+}
+
+// writeNodeLabels brings the public and the standby labels of every node to what the
+// assignments say: one patch per node that differs.
+func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*work) time.Duration {
+	want := map[string]map[string]bool{}
+	add := func(node, key string) {
+		if want[node] == nil {
+			want[node] = map[string]bool{}
+		}
+		want[node][key] = true
+	}
+	for _, w := range works {
+		spec := w.inForce()
+		if spec.Primary != "" {
+			add(spec.Primary, spec.LabelKey)
+		}
+		if spec.Standby != "" {
+			add(spec.Standby, spec.StandbyLabelKey())
+		}
+	}
+	failed := make([]error, len(s.nodes))
+	indices := make([]int, len(s.nodes))
+	for i := range indices {
+		indices[i] = i
+	}
+	again := each(indices, writers, func(i int) (wait time.Duration) {
+		node := s.nodes[i]
+		if patch := labelPatch(node, want[node.Name]); len(patch) > 0 {
+			wait, failed[i] = c.try(ctx, node.Name, "labels of Node", func(ctx context.Context) error { return c.labelNode(ctx, node.Name, patch) })
+		}
+		return wait
+	})
+	unlabeled := map[string]error{}
+	for i, node := range s.nodes {
+		if failed[i] != nil {
+			unlabeled[node.Name] = fmt.Errorf("label node %s: %w", node.Name, failed[i])
+		}
+	}
+	for _, w := range works {
+		w.labeled = unlabeled[w.inForce().Primary]
+	}
+	return again
+}
+
+func (c *Controller) labelNode(ctx context.Context, name string, patch map[string]any) error {
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": patch}})
+	if err != nil {
+		return err
+	}
+	target := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	return client.IgnoreNotFound(c.Client.Patch(ctx, target, client.RawPatch(types.MergePatchType, body), fieldOwner))
+}
+
+// labelPatch is a merge patch of the node's labels: "" sets, nil removes.
+func labelPatch(node *corev1.Node, want map[string]bool) map[string]any {
+	patch := map[string]any{}
+	for key := range want {
+		if value, ok := node.Labels[key]; !ok || value != "" {
+			patch[key] = ""
+		}
+	}
+	for key := range node.Labels {
+		ours := strings.HasPrefix(key, egressv1.LabelPrefix) || strings.HasPrefix(key, v1alpha1.StandbyLabelPrefix)
+		if ours && !want[key] {
+			patch[key] = nil
+		}
+	}
+	return patch
+}

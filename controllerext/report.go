@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllerext
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/metrics"
+)
+
+const (
+	// settleTime is how long a state must last to be written, unless the host changed or the
+	// service became ready: what passes in a moment costs no writes.
+	settleTime = 500 * time.Millisecond
+	// statusWriters is less than writers: elections and MetalLB go first.
+	statusWriters = 4
+)
+
+// settling is a status that is not written yet.
+type settling struct {
+	reasons string
+	since   time.Time
+}
+
+// statusWork is one service's status as it is and as it has to be.
+type statusWork struct {
+	*work
+	conditions []metav1.Condition
+	egress     *egressv1.EgressService    // newer than the election's
+	assignment *v1alpha1.EgressAssignment // nil when there is none yet
+	wantEgress egressv1.EgressServiceStatus
+	want       v1alpha1.EgressAssignmentStatus
+	pending    *move
+}
+
+// SyncStatus reports what the newest election and the nodes' answers amount to: on the
+// EgressAssignments and the EgressServices, in events, and in the metrics.
+func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
+	if wait := c.statusPace.rest(c.Now()); wait > 0 {
+		return wait, nil
+	}
+	began := c.Now()
+	all, counted, err := c.statuses(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var again time.Duration
+	var due []*statusWork
+	before := c.unwritten
+	c.unwritten = map[types.NamespacedName]settling{}
+	for _, w := range all {
+		if wait := c.settled(w, before[w.key]); wait > 0 {
+			again = sooner(again, wait)
+			continue
+		}
+		if w.differs() {
+			due = append(due, w)
+		}
+	}
+	c.measure(all, counted)
+	c.statusPace.worked(began, c.Now())
+	again = sooner(again, each(due, statusWriters, func(w *statusWork) time.Duration { return c.writeStatus(ctx, w) }))
+	return again, nil
+}
+
+// statuses pairs the works of the newest election with the objects as they are.
+func (c *Controller) statuses(ctx context.Context) ([]*statusWork, speakers, error) {
+	egressServices, err := list[egressv1.EgressServiceList](ctx, c.Client)
+	if err != nil {
+		return nil, speakers{}, err
+	}
+	assignments, err := list[v1alpha1.EgressAssignmentList](ctx, c.Client)
+	if err != nil {
+		return nil, speakers{}, err
+	}
+	byUID := make(map[types.UID]*egressv1.EgressService, len(egressServices.Items))
+	for _, egress := range pointers(egressServices.Items) {
+		byUID[egress.UID] = egress
+	}
+	owned := make(map[types.UID]*v1alpha1.EgressAssignment, len(assignments.Items))
+	for _, a := range pointers(assignments.Items) {
+		if owner := metav1.GetControllerOfNoCopy(a); owner != nil {
+			owned[owner.UID] = a
+		}
+	}
+
+	c.shared.mutex.Lock()
+	works, counted := c.shared.works, c.shared.speakers
+	advertised, moves := c.shared.advertised, maps.Clone(c.shared.moves)
+	c.shared.mutex.Unlock()
+	all := make([]*statusWork, 0, len(works))
+	for _, w := range works {
+		egress := byUID[w.egress.UID]
+		if egress == nil || w.unwritten != nil {
+			continue
+		}
+		result, known := advertised[w.key]
+		if !known {
+			result = outcome{v1alpha1.ReasonNothingToAnnounce, "not looked at yet"}
+		}
+		s := &statusWork{work: w, conditions: w.conditions(result), egress: egress, assignment: owned[egress.UID], pending: moves[w.key]}
+		c.want(s)
+		all = append(all, s)
+	}
+	return all, counted, nil
+}
+
+// want computes both objects' statuses.
+func (c *Controller) want(s *statusWork) {
+	s.wantEgress = *s.egress.Status.DeepCopy()
+	s.wantEgress.Host = ""
+	switch primary := s.inForce().Primary; {
+	case !s.exclusive():
+		s.wantEgress.Host = egressv1.HostAll
+	case primary != "" && s.labeled == nil:
+		s.wantEgress.Host = primary
+	}
+	if c.ServiceConditions {
+		s.wantEgress.Standby = s.inForce().Standby
+		setConditions(&s.wantEgress.Conditions, s.conditions, s.egress.Generation)
+	}
+	if s.assignment == nil {
+		return
+	}
+	s.want = *s.assignment.Status.DeepCopy()
+	setConditions(&s.want.Conditions, s.conditions, s.work.assignment.Generation)
+	if s.pending != nil {
+		s.want.LastMove = s.pending.DeepCopy()
+	}
+	if last := s.want.LastMove; last != nil && last.Epoch == s.inForce().Epoch && last.Duration == nil && s.is(v1alpha1.ConditionAnnounced) {
+		last.Duration = &metav1.Duration{Duration: c.Now().Sub(last.StartedAt.Time).Round(time.Millisecond)}
+		if s.pending != nil {
+			// Known from now on, whenever it is written.
+			s.pending.Duration = last.Duration
+		}
+	}
+}
+
+func (s *statusWork) is(kind string) bool { return meta.IsStatusConditionTrue(s.conditions, kind) }
+
+// setConditions sets those given, and removes those of ours that no longer apply.
+func setConditions(list *[]metav1.Condition, conditions []metav1.Condition, generation int64) {
+	for _, kind := range conditionTypes {
+		i := slices.IndexFunc(conditions, func(c metav1.Condition) bool { return c.Type == kind })
+		if i < 0 {
+			meta.RemoveStatusCondition(list, kind)
+			continue
+		}
+		condition := conditions[i]
+		condition.ObservedGeneration = generation
+		meta.SetStatusCondition(list, condition)
+	}
+}
+
+func (s *statusWork) differs() bool {
+	return !equality.Semantic.DeepEqual(s.egress.Status, s.wantEgress) ||
+		s.assignment != nil && !equality.Semantic.DeepEqual(s.assignment.Status, s.want)
+}
+
+// settled returns how long to wait until the status is written: not at all where nothing is to be
+// written, either.
+func (c *Controller) settled(s *statusWork, last settling) time.Duration {
+	if !s.differs() || s.egress.Status.Host != s.wantEgress.Host || s.is(v1alpha1.ConditionReady) {
+		return 0
+	}
+	now := settling{since: c.Now()}
+	for _, condition := range s.conditions {
+		now.reasons += condition.Reason + " "
+	}
+	now.reasons += s.inForce().Standby
+	if now.reasons == last.reasons {
+		now.since = last.since
+	}
+	c.unwritten[s.key] = now
+	return max(settleTime-c.Now().Sub(now.since), 0)
+}
+
+// writeStatus writes one service's statuses, and tells the events in them.
+func (c *Controller) writeStatus(ctx context.Context, s *statusWork) time.Duration {
+	wait, err := c.try(ctx, s.key.String(), "status", func(ctx context.Context) error {
+		if s.assignment != nil && !equality.Semantic.DeepEqual(s.assignment.Status, s.want) {
+			after := s.assignment.DeepCopy()
+			after.Status = s.want
+			if err := c.Client.Status().Patch(ctx, after, client.MergeFrom(s.assignment), fieldOwner); err != nil {
+				return fmt.Errorf("EgressAssignment: %w", err)
+			}
+		}
+		if equality.Semantic.DeepEqual(s.egress.Status, s.wantEgress) {
+			return nil
+		}
+		body, err := s.egressPatch()
+		if err == nil {
+			err = c.Client.Status().Patch(ctx, s.egress.DeepCopy(), client.RawPatch(types.MergePatchType, body), fieldOwner)
+		}
+		if err != nil {
+			return fmt.Errorf("EgressService: %w", err)
+		}
+		return nil
+	})
+	if err == nil {
+		c.written(s)
+	}
+	return wait
+}
+
+// egressPatch is a merge patch of the EgressService's status. It names every field, not the
+// difference: the schema requires the host, even where it is empty and was so before, and a field
+// that is left out stays as it was.
+func (s *statusWork) egressPatch() ([]byte, error) {
+	status := map[string]any{"host": s.wantEgress.Host}
+	if s.wantEgress.Standby != s.egress.Status.Standby {
+		status["standby"] = s.wantEgress.Standby
+	}
+	if len(s.wantEgress.Conditions) > 0 {
+		status["conditions"] = s.wantEgress.Conditions
+	}
+	return json.Marshal(map[string]any{"status": status})
+}
+
+// written takes note of a status that the API server has, and tells about it.
+func (c *Controller) written(s *statusWork) {
+	c.tell(s)
+	if s.pending == nil {
+		return
+	}
+	c.shared.mutex.Lock()
+	defer c.shared.mutex.Unlock()
+	if c.shared.moves[s.key] == s.pending {
+		delete(c.shared.moves, s.key)
+	}
+}
+
+// tell writes the events: each condition that is not as it should be when it comes to be so, each
+// first assignment, each completed move.
+func (c *Controller) tell(s *statusWork) {
+	before := s.egress.Status.Conditions
+	var last *v1alpha1.Move
+	if s.assignment != nil {
+		before, last = s.assignment.Status.Conditions, s.assignment.Status.LastMove
+	}
+	for _, condition := range s.conditions {
+		old := meta.FindStatusCondition(before, condition.Type)
+		if told(condition) && (old == nil || old.Reason != condition.Reason || old.Status != condition.Status) {
+			c.event(s, eventType(condition), condition.Reason, condition.Message)
+		}
+	}
+	move := s.want.LastMove
+	if move == nil || move.To == "" {
+		return
+	}
+	isNew := last == nil || last.Epoch != move.Epoch
+	complete := move.Duration != nil && (isNew || last.Duration == nil)
+	if isNew && move.From == "" {
+		c.event(s, corev1.EventTypeNormal, v1alpha1.EventAssigned, fmt.Sprintf("node %s is primary (%s)", move.To, move.Cause))
+	}
+	if complete && move.From != "" {
+		c.event(s, corev1.EventTypeNormal, v1alpha1.EventMoved,
+			fmt.Sprintf("moved from node %s to node %s (%s) within %v", move.From, move.To, move.Cause, move.Duration.Duration))
+	}
+	if complete {
+		c.Metrics.Moved(move.Cause, move.From == "", move.Duration.Duration)
+	}
+	if complete && s.pending != nil {
+		gate := s.pending.promotedAt.Sub(move.StartedAt.Time)
+		c.Metrics.Waited("dataplane", gate)
+		c.Metrics.Waited("announce", move.Duration.Duration-gate)
+	}
+}
+
+// told is true for conditions that are worth an event. What is only waited for, and what follows
+// from another condition, is not; nor is what concerns all services at once.
+func told(c metav1.Condition) bool {
+	switch c.Type {
+	case v1alpha1.ConditionNodeAssigned:
+		return c.Reason == v1alpha1.ReasonReplacementNotOffered || c.Status != metav1.ConditionTrue && c.Reason != v1alpha1.ReasonWaitingForStandby
+	case v1alpha1.ConditionDataplaneReady:
+		return c.Reason == v1alpha1.ReasonEndpointConflict || c.Reason == v1alpha1.ReasonNodesBehind || c.Reason == v1alpha1.ReasonNodesNotCapable
+	case v1alpha1.ConditionAnnounced:
+		return c.Reason == v1alpha1.ReasonNoServingEndpoints || c.Reason == v1alpha1.ReasonNodeNotLabeled
+	case v1alpha1.ConditionAdvertisementsConsistent:
+		return c.Reason == v1alpha1.ReasonWriteFailed
+	case v1alpha1.ConditionRepliesDiverted:
+		return true
+	}
+	return false
+}
+
+// event writes one onto the EgressService and one onto the Service.
+func (c *Controller) event(s *statusWork, kind, reason, message string) {
+	c.Recorder.Eventf(s.egress, nil, kind, reason, "Elect", "%s", message)
+	if s.service != nil {
+		c.Recorder.Eventf(s.service, s.egress, kind, reason, "Elect", "%s", message)
+	}
+}
+
+// measure replaces what the metrics show.
+func (c *Controller) measure(all []*statusWork, counted speakers) {
+	if c.Metrics == nil {
+		return
+	}
+	shown := metrics.Snapshot{Speakers: counted.all, SilentSpeakers: counted.silent}
+	for _, s := range all {
+		service := metrics.Service{
+			Namespace: s.key.Namespace, Name: s.key.Name, Node: s.wantEgress.Host, Network: s.work.egress.Spec.Network,
+			Mode: s.inForce().SourceIPBy, Conditions: s.conditions,
+		}
+		if s.wantEgress.Host == "" {
+			service.Unassigned = s.decision.Assigned.Reason
+		}
+		shown.Services = append(shown.Services, service)
+	}
+	c.Metrics.Set(shown)
+}
