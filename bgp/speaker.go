@@ -26,6 +26,10 @@ type Session struct {
 	VRF   string
 	Peer  netip.Addr
 	State State
+	// GracefulRestart is true when both sides announced graceful restart in the session that is
+	// established, or was last: the peer keeps the routes of all families in use for RestartTime
+	// when the speaker goes away without a word.
+	GracefulRestart bool
 	// LastError is the newest error since the session was last established, empty when it is.
 	LastError string
 	// Since is the time of the last change of State.

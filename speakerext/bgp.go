@@ -30,6 +30,7 @@ const startGrace = 10 * time.Second
 // startGrace: peers that kept our routes through a graceful restart would drop those that the
 // first exchange lacks.
 func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
+	defer s.loops.enter(bgpLoop, s.Now)()
 	if s.startedAt.IsZero() {
 		s.startedAt = s.Now()
 	}
@@ -93,20 +94,23 @@ func nodeView(node *corev1.Node) bgp.NodeView {
 // permissions are all LoadBalancer IPs of EgressServices of the LoadBalancerIP kind, assigned
 // or not, and whether this node may announce each now: labelled, primary of the newest
 // assignment seen, and programmed.
+//
+// Several services may share an address. One that is served here opens it, and one whose primary
+// is another node closes it, because that node may announce it. One that has no primary yet does
+// neither: it must not take the address from those in service.
 func (s *Speaker) permissions(node *corev1.Node, all []*followed) map[netip.Addr]bool {
-	may := map[netip.Addr]bool{}
+	may, elsewhere := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, f := range all {
 		if !f.exclusive() {
 			continue
 		}
 		for _, address := range slices.Concat(f.loadBalancerIPs(), f.sourceIPs()) {
-			// An address that several services share is open only while each of them agrees.
-			open := s.mayAnnounce(node, f, address)
-			if before, known := may[address]; known {
-				open = open && before
-			}
-			may[address] = open
+			may[address] = may[address] || s.mayAnnounce(node, f, address)
+			elsewhere[address] = elsewhere[address] || f.servedElsewhere(s.Node, address)
 		}
+	}
+	for address := range elsewhere {
+		may[address] = may[address] && !elsewhere[address]
 	}
 	return may
 }

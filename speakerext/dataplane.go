@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -37,51 +38,18 @@ type lingering struct {
 // SyncDataplane computes the node's plan and applies it. It returns when to look again though
 // nothing happens.
 func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
-	all, err := s.follow(ctx)
+	defer s.loops.enter(dataplaneLoop, s.Now)()
+	want, err := s.intend(ctx)
 	if err != nil {
 		return 0, err
 	}
-	input, problems, err := s.facts(ctx)
-	if err != nil {
-		return 0, err
-	}
-	services, refused := map[string]programmed{}, map[string]string{}
-	previous, again := s.previous(all)
-	// Nothing tells when somebody changes the nftables table: it is looked at again by itself.
-	if again == 0 || again > lookAgain {
-		again = lookAgain
-	}
-	for _, f := range all {
-		if !f.steered() {
-			continue
-		}
-		found, foreign, err := s.endpoints(ctx, f.key)
-		if err != nil {
-			return 0, err
-		}
-		role := f.role(s.Node)
-		if role == "" && previous[f.key] {
-			role = v1alpha1.RolePrevious
-		}
-		if foreign > 0 && role != "" {
-			problems = append(problems, fmt.Sprintf("%s: %d endpoint addresses belong to no pod of the namespace and are left alone", f.key, foreign))
-		}
-		input.Services = append(input.Services, planned(f, role, found))
-		switch why := s.cannotServe(input.Nodes[s.Node], f.sourceIPs()); {
-		case role == "":
-		case why != "":
-			refused[f.key.String()] = why
-		default:
-			services[f.key.String()] = programmed{f.assignment.UID, f.assignment.Generation, role, f.sourceIPs()}
-		}
-	}
-	plan, findings := dataplane.Compute(input)
+	plan, findings := dataplane.Compute(want.input)
 	for _, p := range findings {
-		problems = append(problems, p.Service+": "+p.Message)
+		want.problems = append(want.problems, p.Service+": "+p.Message)
 	}
-	s.ledger.setProblems("dataplane", problems)
-	s.ledger.refuse(refused)
-	if s.ledger.narrow(services) {
+	s.ledger.setProblems("dataplane", want.problems)
+	s.ledger.refuse(want.refused)
+	if s.ledger.narrow(want.services) {
 		s.wake(s.bgpWake)
 	}
 
@@ -89,12 +57,13 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	defer cancel()
 	sequence, err := s.Dataplane.Apply(ctx, plan)
 	s.ledger.setFailure("dataplane", err)
+	s.ledger.setBehind(s.behind(want.input.Services, err))
 	if err != nil {
 		s.wake(s.reportWake)
-		return again, fmt.Errorf("apply the dataplane's plan: %w", err)
+		return want.again, fmt.Errorf("apply the dataplane's plan: %w", err)
 	}
 	started := s.ledger.hasStarted()
-	changed := s.ledger.enter(sequence, s.Dataplane.Installed(), services)
+	changed := s.ledger.enter(sequence, s.Dataplane.Installed(), want.services)
 	if changed {
 		level.Info(s.Logger).Log("event", "programmed", "msg", "the dataplane has caught up", "sequence", sequence)
 	}
@@ -102,7 +71,81 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 		s.wake(s.bgpWake)
 	}
 	s.wake(s.reportWake)
-	return again, nil
+	return want.again, nil
+}
+
+// intent is what a sync wants of the dataplane.
+type intent struct {
+	input    dataplane.Input
+	services map[string]programmed // what is programmed, by service key, once the plan is in place
+	refused  map[string]string     // by service key: why this node can't serve it
+	problems []string
+	again    time.Duration // when to look again though nothing happens
+}
+
+// intend reads what the dataplane should be from the caches.
+func (s *Speaker) intend(ctx context.Context) (intent, error) {
+	want := intent{services: map[string]programmed{}, refused: map[string]string{}}
+	all, err := s.follow(ctx)
+	if err != nil {
+		return want, err
+	}
+	if want.input, want.problems, err = s.facts(ctx); err != nil {
+		return want, err
+	}
+	previous, again := s.previous(all)
+	// Nothing tells when somebody changes the nftables table: it is looked at again by itself.
+	if want.again = again; again == 0 || again > lookAgain {
+		want.again = lookAgain
+	}
+	for _, f := range all {
+		if !f.steered() {
+			continue
+		}
+		found, foreign, err := s.endpoints(ctx, f.key)
+		if err != nil {
+			return want, err
+		}
+		role := f.role(s.Node)
+		if role == "" && previous[f.key] {
+			role = v1alpha1.RolePrevious
+		}
+		if foreign > 0 && role != "" {
+			want.problems = append(want.problems, fmt.Sprintf("%s: %d endpoint addresses belong to no pod of the namespace and are left alone", f.key, foreign))
+		}
+		want.input.Services = append(want.input.Services, planned(f, role, found))
+		switch why := s.cannotServe(want.input.Nodes[s.Node], f.sourceIPs()); {
+		case role == "":
+		case why != "":
+			want.refused[f.key.String()] = why
+		default:
+			want.services[f.key.String()] = programmed{f.assignment.UID, f.assignment.Generation, role, f.sourceIPs()}
+		}
+	}
+	return want, nil
+}
+
+// behind are the services with endpoints on this node, whatever its role, whose packets are not
+// treated as wanted because an application failed: ordered, none after one that did not fail. Those
+// for which the last successful one did the same as wanted now are not behind: what is in place
+// stays in place.
+func (s *Speaker) behind(wanted []dataplane.Service, failure error) []string {
+	if failure == nil {
+		s.applied = map[string]dataplane.Service{}
+		for _, service := range wanted {
+			s.applied[service.Key] = service
+		}
+		return nil
+	}
+	var behind []string
+	for _, service := range wanted {
+		local := slices.ContainsFunc(service.Endpoints, func(e dataplane.Endpoint) bool { return e.Node == s.Node })
+		if local && !reflect.DeepEqual(service, s.applied[service.Key]) {
+			behind = append(behind, service.Key)
+		}
+	}
+	slices.Sort(behind)
+	return behind
 }
 
 // facts are the parts of the plan's input that come from Nodes and the configuration.

@@ -5,6 +5,7 @@ package speakerext
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -114,21 +116,59 @@ func TestWithdrawalDoesNotWaitForSecrets(t *testing.T) {
 	}
 }
 
-func TestSharedAddressNeedsEveryService(t *testing.T) {
-	other := service("other")
-	r := newRig(t, other...)
-	r.setLabel(true)
-	r.sync()
-	r.settle()
-	if r.announces("192.0.2.1") {
-		t.Error("announced although the other service of that address has no node")
+// TestSharedAddress: ns/s has n1 as primary, and another service has the same address.
+func TestSharedAddress(t *testing.T) {
+	assigned := func(primary, standby string, sources ...string) *v1alpha1.EgressAssignmentSpec {
+		return &v1alpha1.EgressAssignmentSpec{
+			Epoch: 1, Primary: primary, Standby: standby, LabelKey: "egress-service.k8s.ovn.org/ns-other", SourceIPBy: "LoadBalancerIP", SourceIPs: sources,
+		}
 	}
-	if err := r.Client.Delete(t.Context(), other[1]); err != nil {
-		t.Fatal(err)
+	tests := []struct {
+		name  string
+		other *v1alpha1.EgressAssignmentSpec
+		do    func(*rig)
+		want  bool
+	}{
+		{"the other has no assignment yet", nil, nil, true},
+		{"the other has a standby alone, elsewhere", assigned("", "n2", "192.0.2.1"), nil, true},
+		{"the other has a standby alone, here", assigned("", "n1", "192.0.2.1"), nil, true},
+		{"the other is served here too, its label not there yet", assigned("n1", "n2", "192.0.2.1"), nil, true},
+		{"the other is served elsewhere", assigned("n2", "n1", "192.0.2.1"), nil, false},
+		{"the other is served elsewhere, by another address so far", assigned("n2", "n1", "192.0.2.8"), nil, true},
+		{"the first has lost its label, the other has no assignment yet", nil, func(r *rig) { r.setLabel(false) }, false},
+		{"the first is served elsewhere, the other not yet programmed here", assigned("n1", "n2", "192.0.2.1"), func(r *rig) {
+			r.assign(func(s *v1alpha1.EgressAssignmentSpec) { s.Primary, s.Epoch = "n2", 2 })
+		}, false},
 	}
-	r.syncBGP()
-	if !r.announces("192.0.2.1") {
-		t.Error("not announced although the only service left is served here")
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			other := service("other")
+			if test.other != nil {
+				assignment := &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "other"}, Spec: *test.other}
+				owner := metav1.NewControllerRef(other[1], egressv1.GroupVersion.WithKind("EgressService"))
+				assignment.OwnerReferences = []metav1.OwnerReference{*owner}
+				other = append(other, assignment)
+			}
+			for _, otherIsOlder := range []bool{false, true} {
+				r := newRig(t, other...)
+				if otherIsOlder {
+					change(r, key, &egressv1.EgressService{}, func(e *egressv1.EgressService) { e.CreationTimestamp = metav1.Unix(2000, 0) })
+				}
+				r.setLabel(true)
+				r.sync()
+				if r.announces("192.0.2.1") {
+					t.Fatal("announced before it is programmed")
+				}
+				r.settle()
+				if test.do != nil {
+					test.do(r)
+					r.syncBGP()
+				}
+				if got := r.announces("192.0.2.1"); got != test.want {
+					t.Errorf("announces: %v, want %v (the other is older: %v)", got, test.want, otherIsOlder)
+				}
+			}
+		})
 	}
 }
 
@@ -230,6 +270,89 @@ func TestClosedServicesAreDroppedWithoutANode(t *testing.T) {
 				t.Errorf("the pods' packets: %q, want %q; plan:\n%s", steered, test.want, dump)
 			}
 		})
+	}
+}
+
+// TestBehind: ns/s has endpoints on both nodes, and n1, this one, is its primary.
+func TestBehind(t *testing.T) {
+	r := newRig(t)
+	status := func() v1alpha1.EgressNodeStatus {
+		var report v1alpha1.EgressNode
+		if err := r.Client.Get(t.Context(), types.NamespacedName{Name: "n1"}, &report); err != nil {
+			t.Fatal(err)
+		}
+		return report.Status
+	}
+	fail := func(what string, want ...string) {
+		t.Helper()
+		r.dataplane.err = errors.New("the database is away")
+		if _, err := r.SyncDataplane(t.Context()); err == nil {
+			t.Fatal("no error")
+		}
+		r.syncBGP()
+		if got := status(); !slices.Equal(got.Behind, want) || int(got.BehindCount) != len(want) {
+			t.Errorf("%s: %d behind: %v, want %v", what, got.BehindCount, got.Behind, want)
+		}
+	}
+	succeed := func() {
+		t.Helper()
+		r.dataplane.err = nil
+		r.settle()
+		if got := status(); len(got.Behind) > 0 || got.BehindCount != 0 {
+			t.Errorf("after a success: %d behind: %v", got.BehindCount, got.Behind)
+		}
+	}
+	setNode := func(pod, node, address string) {
+		if err := r.Client.Delete(t.Context(), aPod("ns", pod, "", "")); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Client.Create(t.Context(), aPod("ns", pod, node, address)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	fail("nothing was ever applied", "ns/s")
+	succeed()
+	fail("nothing has changed since it was applied")
+	r.assign(func(s *v1alpha1.EgressAssignmentSpec) { s.Primary, s.Standby, s.Epoch = "n2", "n1", 2 })
+	fail("another primary; this node is standby now", "ns/s")
+	succeed()
+	r.assign(func(s *v1alpha1.EgressAssignmentSpec) { s.Standby = "" })
+	fail("no role any more", "ns/s")
+	succeed()
+	setNode("p2", "n1", "10.244.2.5")
+	fail("another endpoint on this node", "ns/s")
+	succeed()
+	setNode("p1", "n2", "10.244.1.5")
+	setNode("p2", "n2", "10.244.2.5")
+	fail("no endpoint on this node")
+}
+
+func TestManyBehind(t *testing.T) {
+	var objects []client.Object
+	for i := range 60 {
+		name := fmt.Sprintf("b%02d", i)
+		many := service(name)
+		many[1].SetAnnotations(map[string]string{v1alpha1.FailurePolicyAnnotation: "Closed"})
+		objects = append(objects, many...)
+		objects = append(objects, &discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"10.244.1.5"}}},
+		})
+	}
+	r := newRig(t, objects...)
+	r.dataplane.err = errors.New("the database is away")
+	if _, err := r.SyncDataplane(t.Context()); err == nil {
+		t.Fatal("no error")
+	}
+	r.syncBGP()
+	var report v1alpha1.EgressNode
+	if err := r.Client.Get(t.Context(), types.NamespacedName{Name: "n1"}, &report); err != nil {
+		t.Fatal(err)
+	}
+	behind := report.Status.Behind
+	if len(behind) != 50 || report.Status.BehindCount != 61 || behind[0] != "ns/b00" || behind[49] != "ns/b49" {
+		t.Errorf("%d behind, %d named: %v", report.Status.BehindCount, len(behind), behind)
 	}
 }
 

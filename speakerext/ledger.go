@@ -28,6 +28,7 @@ type ledger struct {
 	applied   []entry               // applied, not yet seen at the integration bridge; oldest first
 	confirmed map[string]programmed // by service key
 	refused   map[string]string     // by service key: why this node can't serve it
+	behind    []string              // keys of services whose packets are not treated as wanted; ordered
 	started   bool                  // some plan has been confirmed since the start
 	problems  map[string][]string   // what each loop could not honour
 	config    offers                // of the newest BGP sync
@@ -116,6 +117,19 @@ func (l *ledger) refusal(key string) string {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	return l.refused[key]
+}
+
+// setBehind replaces the services whose packets are not treated as wanted.
+func (l *ledger) setBehind(keys []string) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.behind = keys
+}
+
+func (l *ledger) allBehind() []string {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return slices.Clone(l.behind)
 }
 
 func (l *ledger) setOffers(o offers) {

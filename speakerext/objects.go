@@ -64,6 +64,12 @@ func (f *followed) role(node string) v1alpha1.Role {
 	return ""
 }
 
+// servedElsewhere is true when another node is primary of the service, and the address is the
+// assignment's: that node may announce it. One that the Service alone has was not given to it yet.
+func (f *followed) servedElsewhere(node string, address netip.Addr) bool {
+	return f.assignment != nil && f.assignment.Spec.Primary != "" && f.assignment.Spec.Primary != node && slices.Contains(f.sourceIPs(), address)
+}
+
 // sourceIPs are the assignment's, parsed.
 func (f *followed) sourceIPs() []netip.Addr {
 	if f.assignment == nil {

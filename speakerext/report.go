@@ -21,12 +21,15 @@ import (
 const (
 	// reportInterval is the shortest time between two writes of the EgressNode.
 	reportInterval = 200 * time.Millisecond
-	// maxProblems is the EgressNode CRD's limit.
-	maxProblems = 50
+	// maxProblems and maxBehind are the EgressNode CRD's limits.
+	maxProblems, maxBehind = 50, 50
 )
 
 // SyncReport brings the node's EgressNode up to date, never when it is equal.
 func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
+	defer s.loops.enter(reportLoop, s.Now)()
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
 	if wait := reportInterval - s.Now().Sub(s.reportedAt); wait > 0 {
 		return wait, nil
 	}
@@ -64,14 +67,19 @@ func (s *Speaker) ownReport(ctx context.Context) (*v1alpha1.EgressNode, error) {
 	if node == nil {
 		return nil, fmt.Errorf("node %s does not exist", s.Node)
 	}
-	owner := metav1.NewControllerRef(node, corev1.SchemeGroupVersion.WithKind("Node"))
-	// Blocking the Node's deletion would take a permission on its finalizers, for nothing.
-	owner.BlockOwnerDeletion = nil
-	report = &v1alpha1.EgressNode{ObjectMeta: metav1.ObjectMeta{Name: s.Node, OwnerReferences: []metav1.OwnerReference{*owner}}}
+	report = &v1alpha1.EgressNode{ObjectMeta: metav1.ObjectMeta{Name: s.Node, OwnerReferences: []metav1.OwnerReference{ownedBy(node)}}}
 	if err := s.Client.Create(ctx, report); err != nil {
 		return nil, fmt.Errorf("create EgressNode %s: %w", s.Node, err)
 	}
 	return report, nil
+}
+
+// ownedBy makes an object go with the Node.
+func ownedBy(node *corev1.Node) metav1.OwnerReference {
+	owner := metav1.NewControllerRef(node, corev1.SchemeGroupVersion.WithKind("Node"))
+	// Blocking the Node's deletion would take a permission on its finalizers, for nothing.
+	owner.BlockOwnerDeletion = nil
+	return *owner
 }
 
 // status is what this node has to say.
@@ -81,9 +89,11 @@ func (s *Speaker) status(all []*followed) v1alpha1.EgressNodeStatus {
 		more := len(status.Problems) - maxProblems + 1
 		status.Problems = append(status.Problems[:maxProblems-1], fmt.Sprintf("and %d more", more))
 	}
+	behind := s.ledger.allBehind()
+	status.Behind, status.BehindCount = behind[:min(len(behind), maxBehind)], int32(len(behind))
 	for _, session := range s.BGP.Sessions() {
 		status.BGPSessions = append(status.BGPSessions, v1alpha1.BGPSession{
-			Peer: session.Peer.String(), VRF: session.VRF, State: string(session.State), LastError: session.LastError,
+			Peer: session.Peer.String(), VRF: session.VRF, State: string(session.State), GracefulRestart: session.GracefulRestart, LastError: session.LastError,
 		})
 	}
 	o := s.ledger.offers()

@@ -55,15 +55,24 @@ type Options struct {
 	Now func() time.Time
 }
 
+// The loops' names.
+const (
+	dataplaneLoop = "dataplane"
+	bgpLoop       = "bgp"
+	reportLoop    = "report"
+)
+
 // Speaker holds the three loops' state. Each Sync method is called by one goroutine.
 type Speaker struct {
 	Options
 
 	ledger              ledger
+	loops               loops
 	bgpWake, reportWake chan struct{}
 
 	// Of the dataplane loop.
 	wasPrimary map[types.NamespacedName]lingering
+	applied    map[string]dataplane.Service // by service key: as of the last application that did not fail
 	// Of the BGP loop.
 	passwords map[string]password
 	withheld  []netip.Addr
@@ -99,14 +108,14 @@ func (s *Speaker) DataplaneLoop() Loop {
 	if len(s.Subnets.Services) == 0 {
 		watched = append(watched, &networkingv1.ServiceCIDR{})
 	}
-	return Loop{Name: "dataplane", Watched: watched, Wake: []<-chan struct{}{s.Dataplane.Changed()}}
+	return Loop{Name: dataplaneLoop, Watched: watched, Wake: []<-chan struct{}{s.Dataplane.Changed()}}
 }
 
 // BGPLoop drives SyncBGP. It must not run before everything that the guard depends on has been
 // read: all of it is watched.
 func (s *Speaker) BGPLoop() Loop {
 	return Loop{
-		Name: "bgp",
+		Name: bgpLoop,
 		Watched: []client.Object{
 			&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &corev1.Service{}, &corev1.Node{}, &frrk8sv1beta1.FRRConfiguration{},
 		},
@@ -117,7 +126,7 @@ func (s *Speaker) BGPLoop() Loop {
 // ReportLoop drives SyncReport.
 func (s *Speaker) ReportLoop() Loop {
 	return Loop{
-		Name:    "report",
+		Name:    reportLoop,
 		Watched: []client.Object{&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &v1alpha1.EgressNode{}},
 		Wake:    []<-chan struct{}{s.reportWake, s.BGP.Changed()},
 	}

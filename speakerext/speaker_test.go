@@ -61,7 +61,7 @@ func (b *fakeBGP) Apply(_ context.Context, want bgp.Config) error {
 	return nil
 }
 func (b *fakeBGP) Sessions() []bgp.Session {
-	return []bgp.Session{{Peer: netip.MustParseAddr("172.18.0.100"), State: bgp.Established}}
+	return []bgp.Session{{Peer: netip.MustParseAddr("172.18.0.100"), State: bgp.Established, GracefulRestart: true}}
 }
 func (b *fakeBGP) Announced(p netip.Prefix) bool            { return b.config.Offers(p.Addr()) }
 func (b *fakeBGP) Changed() <-chan struct{}                 { return nil }
@@ -325,6 +325,14 @@ func TestReport(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, r.report()); diff != "" {
 		t.Errorf("settled: -want +got:\n%s", diff)
+	}
+	var report v1alpha1.EgressNode
+	if err := r.Client.Get(t.Context(), types.NamespacedName{Name: "n1"}, &report); err != nil {
+		t.Fatal(err)
+	}
+	sessions := []v1alpha1.BGPSession{{Peer: "172.18.0.100", State: "Established", GracefulRestart: true}}
+	if diff := cmp.Diff(sessions, report.Status.BGPSessions); diff != "" {
+		t.Errorf("sessions: -want +got:\n%s", diff)
 	}
 
 	r.assign(func(s *v1alpha1.EgressAssignmentSpec) { s.Primary, s.Standby, s.Epoch = "n2", "n1", 2 })

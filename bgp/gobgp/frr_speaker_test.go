@@ -194,6 +194,52 @@ func TestFRRKeepsRoutes(t *testing.T) {
 	eventually(t, "the withdrawn route is gone", func() bool { return slices.Equal(r.kernel("-4"), both[:1]) })
 }
 
+// TestFRRGracefulRestart: what a session says of graceful restart is what FRR does when the speaker
+// goes away without a word.
+func TestFRRGracefulRestart(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		frr  string // its mode
+		ours bool
+		want bool
+	}{
+		{"both", "bgp graceful-restart", true, true},
+		{"FRR as it is without configuration: it keeps routes, and can't restart itself", "", true, true},
+		{"FRR has it disabled", "bgp graceful-restart-disable", true, false},
+		{"we have it disabled", "bgp graceful-restart", false, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := newTor(t, strings.Replace(torConfig("64513", ""), "bgp graceful-restart", test.frr, 1))
+			six := route("2001:db8::1/128")
+			six.NextHop = netip.MustParseAddr(nodeAddress6)
+			n := torNeighbor(route("203.0.113.1/32"), six)
+			n.Families.IPv6, n.GracefulRestart = true, test.ours
+			speaker := newSpeaker(t, Options{})
+			apply(t, speaker, n)
+			untilSession(t, speaker, "is established", func(s bgp.Session) bool {
+				if s.State == bgp.Established && s.GracefulRestart != test.want {
+					t.Errorf("the session says %v of graceful restart, want %v", s.GracefulRestart, test.want)
+				}
+				return s.State == bgp.Established
+			})
+			eventually(t, "both routes in the kernel", func() bool { return len(r.kernel("-4")) == 1 && len(r.kernel("-6")) == 1 })
+
+			if err := speaker.Stop(t.Context(), bgp.Keep); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "FRR sees the session go", func() bool { return r.state() != "Established" })
+			if !test.want {
+				eventually(t, "no routes in the kernel", func() bool { return len(r.kernel("-4")) == 0 && len(r.kernel("-6")) == 0 })
+				return
+			}
+			four, six6 := r.table("ipv4")["203.0.113.1/32"], r.table("ipv6")["2001:db8::1/128"]
+			if len(four) != 1 || !four[0].Stale || len(six6) != 1 || !six6[0].Stale || len(r.kernel("-4")) != 1 || len(r.kernel("-6")) != 1 {
+				t.Errorf("FRR did not keep the routes: %+v, %+v", four, six6)
+			}
+		})
+	}
+}
+
 func TestFRRWithdrawsAtStop(t *testing.T) {
 	r := newTor(t, torConfig("64513", ""))
 	speaker := newSpeaker(t, Options{})

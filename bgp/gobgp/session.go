@@ -21,6 +21,8 @@ type session struct {
 	since     time.Time
 	lastError string
 	families  bgp.Families // that the peer can take, while established
+	// gracefulRestart is of the session that is established, or was last.
+	gracefulRestart bool
 }
 
 // carries is false on a nil session.
@@ -53,7 +55,8 @@ func (i *instance) sessionEvent(event gobgpapiutil.PeerState, at time.Time) {
 	s.state, s.since = state, at
 	if state == bgp.Established {
 		s.lastError = ""
-		s.families = negotiated(event.RemoteCap)
+		s.families = announcedFamilies(event.RemoteCap)
+		s.gracefulRestart = keepsRoutes(event.LocalCap, event.RemoteCap)
 	} else if reason := disconnectReason(before, event); reason != "" {
 		s.lastError = reason
 	}
@@ -97,9 +100,9 @@ func (i *instance) sessionError(address netip.Addr, text string) {
 	}
 }
 
-// negotiated reads the families of a peer's OPEN. A peer without multiprotocol extensions takes
+// announcedFamilies reads the families of an OPEN. A side without multiprotocol extensions takes
 // IPv4 unicast (RFC 4760 §8).
-func negotiated(capabilities []gobgppacket.ParameterCapabilityInterface) (families bgp.Families) {
+func announcedFamilies(capabilities []gobgppacket.ParameterCapabilityInterface) (families bgp.Families) {
 	multiprotocol := false
 	for _, capability := range capabilities {
 		if c, ok := capability.(*gobgppacket.CapMultiProtocol); ok {
@@ -114,6 +117,33 @@ func negotiated(capabilities []gobgppacket.ParameterCapabilityInterface) (famili
 	return families
 }
 
+// keepsRoutes says whether a peer keeps our routes when we go away: it announced graceful restart,
+// for whatever families, and we did for all that the session carries. A peer that names no family
+// can't restart itself, but keeps routes (RFC 4724 §3): FRR does so unless told more. GoBGP's own
+// state of a family says what the peer named, which is about the peer's restarts.
+func keepsRoutes(local, remote []gobgppacket.ParameterCapabilityInterface) bool {
+	ours, theirs := gracefulRestartOf(local), gracefulRestartOf(remote)
+	if ours == nil || theirs == nil {
+		return false
+	}
+	named := map[gobgppacket.Family]bool{}
+	for _, tuple := range ours.Tuples {
+		named[gobgppacket.NewFamily(tuple.AFI, tuple.SAFI)] = true
+	}
+	we, they := announcedFamilies(local), announcedFamilies(remote)
+	four, six := we.IPv4 && they.IPv4, we.IPv6 && they.IPv6
+	return (four || six) && (!four || named[gobgppacket.RF_IPv4_UC]) && (!six || named[gobgppacket.RF_IPv6_UC])
+}
+
+func gracefulRestartOf(capabilities []gobgppacket.ParameterCapabilityInterface) *gobgppacket.CapGracefulRestart {
+	for _, capability := range capabilities {
+		if c, ok := capability.(*gobgppacket.CapGracefulRestart); ok {
+			return c
+		}
+	}
+	return nil
+}
+
 // list returns the sessions, ordered by peer.
 func (i *instance) list() []bgp.Session {
 	i.mu.Lock()
@@ -121,7 +151,7 @@ func (i *instance) list() []bgp.Session {
 	list := make([]bgp.Session, 0, len(i.sessions))
 	for address, s := range i.sessions {
 		list = append(list, bgp.Session{
-			VRF: i.key.vrf, Peer: address, State: s.state, LastError: s.lastError, Since: s.since,
+			VRF: i.key.vrf, Peer: address, State: s.state, GracefulRestart: s.gracefulRestart, LastError: s.lastError, Since: s.since,
 		})
 	}
 	slices.SortFunc(list, func(a, b bgp.Session) int { return a.Peer.Compare(b.Peer) })

@@ -168,6 +168,54 @@ func TestGracefulRestartCapability(t *testing.T) {
 	}
 }
 
+func TestKeepsRoutes(t *testing.T) {
+	type capabilities = []gobgppacket.ParameterCapabilityInterface
+	four, six := gobgppacket.NewCapMultiProtocol(gobgppacket.RF_IPv4_UC), gobgppacket.NewCapMultiProtocol(gobgppacket.RF_IPv6_UC)
+	restart := func(families ...gobgppacket.Family) gobgppacket.ParameterCapabilityInterface {
+		var tuples []*gobgppacket.CapGracefulRestartTuple
+		for _, family := range families {
+			tuples = append(tuples, gobgppacket.NewCapGracefulRestartTuple(family, false))
+		}
+		return gobgppacket.NewCapGracefulRestart(false, false, 30, tuples)
+	}
+	both := restart(gobgppacket.RF_IPv4_UC, gobgppacket.RF_IPv6_UC)
+	for _, test := range []struct {
+		name          string
+		local, remote capabilities
+		want          bool
+	}{
+		{"both, for all families", capabilities{four, six, both}, capabilities{four, six, both}, true},
+		{"the peer names no family", capabilities{four, six, both}, capabilities{four, six, restart()}, true},
+		{"the peer does not speak of it", capabilities{four, six, both}, capabilities{four, six}, false},
+		{"we do not speak of it", capabilities{four, six}, capabilities{four, six, both}, false},
+		{"we name no family", capabilities{four, six, restart()}, capabilities{four, six, both}, false},
+		{"we leave out one in use", capabilities{four, six, restart(gobgppacket.RF_IPv4_UC)}, capabilities{four, six, both}, false},
+		{"we leave out the other in use", capabilities{four, six, restart(gobgppacket.RF_IPv6_UC)}, capabilities{four, six, both}, false},
+		{"we leave out one that the peer does not take", capabilities{four, six, restart(gobgppacket.RF_IPv4_UC)}, capabilities{four, both}, true},
+		{"a peer without multiprotocol extensions", capabilities{four, restart(gobgppacket.RF_IPv4_UC)}, capabilities{restart()}, true},
+		{"no family in common", capabilities{four, both}, capabilities{six, both}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := keepsRoutes(test.local, test.remote); got != test.want {
+				t.Errorf("%v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+// TestGracefulRestartIsRemembered: a session that is down still says what its peer does with the routes.
+func TestGracefulRestartIsRemembered(t *testing.T) {
+	tor := newSink(t, "127.0.0.29", 64512)
+	speaker := newSpeaker(t, Options{})
+	n := neighbor(tor, "203.0.113.1/32")
+	n.GracefulRestart = true
+	apply(t, speaker, n)
+	untilSession(t, speaker, "is established, with it", func(s bgp.Session) bool { return s.State == bgp.Established && s.GracefulRestart })
+	_ = tor.listener.Close()
+	tor.reset()
+	untilSession(t, speaker, "is down, and remembers it", func(s bgp.Session) bool { return s.State != bgp.Established && s.GracefulRestart })
+}
+
 func gracefulRestart(open *gobgppacket.BGPOpen) string {
 	for _, parameter := range open.OptParams {
 		capabilities, ok := parameter.(*gobgppacket.OptionParameterCapability)

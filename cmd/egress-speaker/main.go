@@ -116,6 +116,9 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
+	if err := mgr.Add(manager.RunnableFunc(speaker.Heartbeat)); err != nil {
+		return fmt.Errorf("heartbeat: %w", err)
+	}
 	level.Info(logger).Log("event", "start", "msg", "egress-speaker starts", "version", version, "node", o.node)
 	return mgr.Start(ctx)
 }
