@@ -34,13 +34,16 @@ lab-down: ## take the lab down
 
 test: ## run every test: without privileges first, then, as root, in network namespaces and in the lab
 	$(TOOLS) test
-	$(MAKE) test-unit test-privileged test-e2e
+	$(MAKE) test-unit test-control test-privileged test-e2e
 
 test-full: ## run every test, the long ones included
 	$(MAKE) test SHORT=
 
 test-unit: ## run the tests that need no privileges, with the race detector
 	go test -race $(SHORT) ./... | { grep --line-buffered -v 'no test files' || true; }
+
+test-control: ## run the scripts and the storm of egress-controller against a real API server; needs no root
+	go test -race -tags privileged -count=1 -timeout 15m $(SHORT) ./cmd/egress-controller/
 
 # One package at a time: privileged tests share the kernel's tables and the machine's few cores.
 test-privileged: ## run the tests of bgp/ and dataplane/ that need root, in network namespaces of their own

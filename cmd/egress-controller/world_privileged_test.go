@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build privileged
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	corev1 "k8s.io/api/core/v1"
+
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/e2e/speakers"
+)
+
+// world is what one test plays in: an empty cluster, fake speakers, and any number of controllers.
+type world struct {
+	*cluster
+	fleet    *speakers.Fleet
+	witness  *witness
+	replicas []*replica
+	// remembered is what the command remember saw.
+	remembered string
+	// tallied is how many writes there were at the command tally.
+	tallied    int
+	bumps      int
+	namespaces map[string]bool
+	speaking   map[string]bool // nodes with a speaker
+}
+
+// canary is an EgressService without a Service, by which a test tells that the controller has
+// worked through everything: see barrier.
+var canary = types.NamespacedName{Namespace: "canary", Name: "canary"}
+
+// newWorld empties the cluster and ends everything with the test.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{cluster: startCluster(t), namespaces: map[string]bool{}, speaking: map[string]bool{}}
+	t.Cleanup(func() {
+		if err := w.end(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := t.Context()
+	var err error
+	if w.fleet, err = speakers.Start(context.WithoutCancel(ctx), w.config, metallbNamespace); err != nil {
+		t.Fatal(err)
+	}
+	if w.witness, err = startWitness(ctx, w.client); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.inNamespace(ctx, canary.Namespace); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.Create(ctx, &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: canary.Namespace, Name: canary.Name}}); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// end stops controllers first: the world must not be taken apart before their eyes.
+func (w *world) end() error {
+	var problems []error
+	for _, r := range w.replicas {
+		problems = append(problems, r.stop())
+	}
+	if w.witness != nil {
+		w.witness.stop()
+	}
+	if w.fleet != nil {
+		w.fleet.Stop()
+	}
+	return errors.Join(problems...)
+}
+
+// inNamespace makes a namespace that a test names.
+func (w *world) inNamespace(ctx context.Context, name string) error {
+	if w.namespaces[name] {
+		return nil
+	}
+	w.namespaces[name] = true
+	return w.createNamespace(ctx, name)
+}
+
+// barrier returns when the controller has seen and worked through everything that happened before.
+// It changes the canary's failure policy and waits until its status answers that: the controller
+// decides all services at once, and writes the status of one that is not ready only after some
+// time, in which whatever it held back of other services is written too.
+func (w *world) barrier(ctx context.Context) error {
+	w.bumps++
+	policy := []v1alpha1.FailurePolicy{v1alpha1.FailOpen, v1alpha1.FailClosed}[w.bumps%2]
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.FailurePolicyAnnotation, policy)
+	egress := &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: canary.Namespace, Name: canary.Name}}
+	if err := w.client.Patch(ctx, egress, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+		return err
+	}
+	return poll(ctx, "the controller works through everything", func(ctx context.Context) error {
+		a := &v1alpha1.EgressAssignment{}
+		if err := w.client.Get(ctx, canary, a); err != nil {
+			return err
+		}
+		current := func(c metav1.Condition) bool { return c.ObservedGeneration == a.Generation }
+		if a.Spec.FailurePolicy != policy || len(a.Status.Conditions) == 0 || !slices.ContainsFunc(a.Status.Conditions, current) {
+			return errors.New("the canary's assignment has not followed")
+		}
+		return nil
+	})
+}
+
+// writes are what all controllers wrote, but for the Lease of their election and the canary.
+func (w *world) writes() []write {
+	var all []write
+	for _, r := range w.replicas {
+		for _, one := range r.traffic.written() {
+			if !strings.HasSuffix(one.path, election) && !strings.Contains(one.path, "/namespaces/"+canary.Namespace+"/") &&
+				!(strings.HasSuffix(one.path, "/leases") && strings.Contains(one.body, "egress-controller")) {
+				all = append(all, one)
+			}
+		}
+	}
+	return all
+}
+
+// touch changes what no decision depends on: a label of a Node and an annotation of every Service.
+func (w *world) touch(ctx context.Context) error {
+	nodes, services := &corev1.NodeList{}, &corev1.ServiceList{}
+	if err := errors.Join(w.client.List(ctx, nodes), w.client.List(ctx, services)); err != nil {
+		return err
+	}
+	var objects []client.Object
+	if len(nodes.Items) > 0 {
+		objects = append(objects, &nodes.Items[0])
+	}
+	for i := range services.Items {
+		if !permanent(&services.Items[i]) {
+			objects = append(objects, &services.Items[i])
+		}
+	}
+	for _, object := range objects {
+		patch := fmt.Sprintf(`{"metadata":{"labels":{"example.com/touched":"%d"},"annotations":{"example.com/touched":"%[1]d"}}}`, w.bumps)
+		if err := w.client.Patch(ctx, object, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// witnessed is nil when no change of primary broke its promise. What the watches have yet to bring
+// is waited for.
+func (w *world) witnessed(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience/10)
+	defer cancel()
+	return poll(ctx, "what happened", func(context.Context) error { return w.witness.verdict() })
+}
+
+// syncsToQuiet is how many forced syncs may be needed until one writes nothing: those before it may
+// find what speakers said meanwhile.
+const syncsToQuiet = 4
+
+// quiet forces one more sync and sees that it writes nothing, and that the world is consistent.
+func (w *world) quiet(ctx context.Context) error {
+	var extra []write
+	for range syncsToQuiet {
+		before := len(w.writes())
+		if err := errors.Join(w.touch(ctx), w.barrier(ctx)); err != nil {
+			return err
+		}
+		if extra = w.writes()[before:]; len(extra) == 0 {
+			return errors.Join(w.consistent(ctx), w.witnessed(ctx))
+		}
+	}
+	texts := make([]string, len(extra))
+	for i, one := range extra {
+		texts[i] = one.String()
+	}
+	return fmt.Errorf("after %d syncs in which nothing happened, another one still wrote:\n%s", syncsToQuiet-1, strings.Join(texts, "\n"))
+}
