@@ -134,7 +134,7 @@ func (c *Controller) advertise(ctx context.Context, wanted map[types.NamespacedN
 func (c *Controller) keep(ctx context.Context, key types.NamespacedName, a *advertised, existing map[string]*metallbv1beta1.BGPAdvertisement) (time.Duration, error) {
 	digest := lifecycle.Digest(key.Namespace, key.Name)
 	if a.service.Labels[v1alpha1.ServiceLabel] != digest {
-		wait, err := c.try(ctx, key.String(), "label of Service", func(ctx context.Context) error {
+		wait, err := c.try(ctx, advertisementLoop, key.String(), "label of Service", func(ctx context.Context) error {
 			apply := applycorev1.Service(key.Name, key.Namespace).WithUID(a.service.UID).
 				WithLabels(map[string]string{v1alpha1.ServiceLabel: digest})
 			return c.Client.Apply(ctx, apply, fieldOwner, client.ForceOwnership)
@@ -152,7 +152,7 @@ func (c *Controller) keep(ctx context.Context, key types.NamespacedName, a *adve
 		}
 		write = func(ctx context.Context) error { return c.Client.Patch(ctx, after, client.MergeFrom(have), fieldOwner) }
 	}
-	wait, err := c.try(ctx, key.String(), "BGPAdvertisement", write)
+	wait, err := c.try(ctx, advertisementLoop, key.String(), "BGPAdvertisement", write)
 	if err != nil {
 		return wait, fmt.Errorf("write BGPAdvertisement %s: %w", want.Name, err)
 	}
@@ -198,7 +198,7 @@ func (c *Controller) sweep(ctx context.Context, wanted map[types.NamespacedName]
 		}
 	}
 	return each(orphans, writers, func(object client.Object) time.Duration {
-		wait, _ := c.try(ctx, client.ObjectKeyFromObject(object).String(), "orphan", func(ctx context.Context) error { return c.release(ctx, object) })
+		wait, _ := c.try(ctx, advertisementLoop, client.ObjectKeyFromObject(object).String(), "orphan", func(ctx context.Context) error { return c.release(ctx, object) })
 		return wait
 	})
 }

@@ -206,7 +206,7 @@ func (c *Controller) writeAssignments(ctx context.Context, s *snapshot, works []
 // writeAssignment creates or changes one assignment.
 func (c *Controller) writeAssignment(ctx context.Context, w *work) time.Duration {
 	var wait time.Duration
-	wait, w.unwritten = c.try(ctx, w.key.String(), "EgressAssignment", func(ctx context.Context) (err error) {
+	wait, w.unwritten = c.try(ctx, electionLoop, w.key.String(), "EgressAssignment", func(ctx context.Context) (err error) {
 		if w.before == nil {
 			err = c.Client.Create(ctx, w.assignment, fieldOwner)
 		} else {
@@ -247,8 +247,8 @@ func (c *Controller) changeAssignment(ctx context.Context, w *work) error {
 	return c.Client.Patch(ctx, w.assignment, client.RawPatch(types.JSONPatchType, body), fieldOwner)
 }
 
-// try attempts one write, in its time, and reports a failure in the log and as a metric.
-func (c *Controller) try(ctx context.Context, service, what string, write func(context.Context) error) (time.Duration, error) {
+// try attempts one write of a loop, in its time, and reports a failure in the log and as a metric.
+func (c *Controller) try(ctx context.Context, loop, service, what string, write func(context.Context) error) (time.Duration, error) {
 	tried := false
 	wait, err := c.retries.attempt(c.Now(), what+" "+service, func() error {
 		tried = true
@@ -258,7 +258,7 @@ func (c *Controller) try(ctx context.Context, service, what string, write func(c
 	})
 	if tried && err != nil && ctx.Err() == nil {
 		level.Error(c.Logger).Log("event", "writeFailed", "msg", "an object could not be written", "object", what, "service", service, "again", wait, "error", err)
-		c.Metrics.Failed("controller", what)
+		c.Metrics.Failed(loop, what)
 	}
 	return wait, err
 }
@@ -276,7 +276,7 @@ func (c *Controller) sweepAssignments(ctx context.Context, s *snapshot) time.Dur
 		}
 	}
 	return each(orphans, writers, func(a *v1alpha1.EgressAssignment) time.Duration {
-		wait, _ := c.try(ctx, client.ObjectKeyFromObject(a).String(), "EgressAssignment to be deleted", func(ctx context.Context) error {
+		wait, _ := c.try(ctx, electionLoop, client.ObjectKeyFromObject(a).String(), "EgressAssignment to be deleted", func(ctx context.Context) error {
 			return client.IgnoreNotFound(c.Client.Delete(ctx, a.DeepCopy(), client.Preconditions{UID: &a.UID}))
 		})
 		return wait
@@ -310,7 +310,7 @@ func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*
 	again := each(indices, writers, func(i int) (wait time.Duration) {
 		node := s.nodes[i]
 		if patch := labelPatch(node, want[node.Name]); len(patch) > 0 {
-			wait, failed[i] = c.try(ctx, node.Name, "labels of Node", func(ctx context.Context) error { return c.labelNode(ctx, node.Name, patch) })
+			wait, failed[i] = c.try(ctx, electionLoop, node.Name, "labels of Node", func(ctx context.Context) error { return c.labelNode(ctx, node.Name, patch) })
 		}
 		return wait
 	})

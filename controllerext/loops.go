@@ -30,22 +30,29 @@ type Loop struct {
 	Wake     <-chan struct{}
 }
 
+// The loops' names.
+const (
+	electionLoop      = "election"
+	advertisementLoop = "advertisements"
+	statusLoop        = "status"
+)
+
 // Loops are the controller's three.
 func (c *Controller) Loops() []Loop {
 	return []Loop{
 		{
-			Name: "election", Sync: c.SyncElection, Relevant: c.changesElection, Wake: c.electionWake,
+			Name: electionLoop, Sync: c.SyncElection, Relevant: c.changesElection, Wake: c.electionWake,
 			Watched: []client.Object{
 				&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &v1alpha1.EgressNode{},
 				&corev1.Service{}, &corev1.Node{}, &discoveryv1.EndpointSlice{},
 			},
 		},
 		{
-			Name: "advertisements", Sync: c.SyncAdvertisements, Relevant: c.changesAdvertisements, Wake: c.adsWake,
+			Name: advertisementLoop, Sync: c.SyncAdvertisements, Relevant: c.changesAdvertisements, Wake: c.adsWake,
 			Watched: []client.Object{&corev1.Service{}, &metallbv1beta1.BGPAdvertisement{}},
 		},
 		{
-			Name: "status", Sync: c.SyncStatus, Wake: c.statusWake, Relevant: always,
+			Name: statusLoop, Sync: c.SyncStatus, Wake: c.statusWake, Relevant: always,
 			Watched: []client.Object{&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}},
 		},
 	}

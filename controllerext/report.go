@@ -54,7 +54,7 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 		return wait, nil
 	}
 	began := c.Now()
-	all, counted, err := c.statuses(ctx)
+	all, err := c.statuses(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -71,21 +71,21 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 			due = append(due, w)
 		}
 	}
-	c.measure(all, counted)
 	c.statusPace.worked(began, c.Now())
 	again = sooner(again, each(due, statusWriters, func(w *statusWork) time.Duration { return c.writeStatus(ctx, w) }))
 	return again, nil
 }
 
-// statuses pairs the works of the newest election with the objects as they are.
-func (c *Controller) statuses(ctx context.Context) ([]*statusWork, speakers, error) {
+// statuses pairs the works of the newest election with the objects as they are, and puts the metrics
+// up to date.
+func (c *Controller) statuses(ctx context.Context) ([]*statusWork, error) {
 	egressServices, err := list[egressv1.EgressServiceList](ctx, c.Client)
 	if err != nil {
-		return nil, speakers{}, err
+		return nil, err
 	}
 	assignments, err := list[v1alpha1.EgressAssignmentList](ctx, c.Client)
 	if err != nil {
-		return nil, speakers{}, err
+		return nil, err
 	}
 	byUID := make(map[types.UID]*egressv1.EgressService, len(egressServices.Items))
 	for _, egress := range pointers(egressServices.Items) {
@@ -103,9 +103,15 @@ func (c *Controller) statuses(ctx context.Context) ([]*statusWork, speakers, err
 	advertised, moves := c.shared.advertised, maps.Clone(c.shared.moves)
 	c.shared.mutex.Unlock()
 	all := make([]*statusWork, 0, len(works))
+	shown := metrics.Snapshot{Speakers: counted.all, SilentSpeakers: counted.silent}
 	for _, w := range works {
 		egress := byUID[w.egress.UID]
-		if egress == nil || w.unwritten != nil {
+		if egress == nil {
+			continue
+		}
+		if w.unwritten != nil {
+			// Nothing follows from the decision: what was said last still holds.
+			shown.Services = append(shown.Services, measured(w, egress.Status, egress.Status.Conditions))
 			continue
 		}
 		result, known := advertised[w.key]
@@ -115,8 +121,10 @@ func (c *Controller) statuses(ctx context.Context) ([]*statusWork, speakers, err
 		s := &statusWork{work: w, conditions: w.conditions(result), egress: egress, assignment: owned[egress.UID], pending: moves[w.key]}
 		c.want(s)
 		all = append(all, s)
+		shown.Services = append(shown.Services, measured(w, s.wantEgress, s.conditions))
 	}
-	return all, counted, nil
+	c.Metrics.Set(shown)
+	return all, nil
 }
 
 // want computes both objects' statuses.
@@ -191,7 +199,7 @@ func (c *Controller) settled(s *statusWork, last settling) time.Duration {
 
 // writeStatus writes one service's statuses, and tells the events in them.
 func (c *Controller) writeStatus(ctx context.Context, s *statusWork) time.Duration {
-	wait, err := c.try(ctx, s.key.String(), "status", func(ctx context.Context) error {
+	wait, err := c.try(ctx, statusLoop, s.key.String(), "status", func(ctx context.Context) error {
 		if s.assignment != nil && !equality.Semantic.DeepEqual(s.assignment.Status, s.want) {
 			after := s.assignment.DeepCopy()
 			after.Status = s.want
@@ -307,21 +315,18 @@ func (c *Controller) event(s *statusWork, kind, reason, message string) {
 	}
 }
 
-// measure replaces what the metrics show.
-func (c *Controller) measure(all []*statusWork, counted speakers) {
-	if c.Metrics == nil {
-		return
+// measured is what the metrics show of one service.
+func measured(w *work, status egressv1.EgressServiceStatus, conditions []metav1.Condition) metrics.Service {
+	service := metrics.Service{
+		Namespace: w.key.Namespace, Name: w.key.Name, Node: status.Host, Network: w.egress.Spec.Network,
+		Mode: w.decision.Spec.SourceIPBy, Conditions: conditions,
 	}
-	shown := metrics.Snapshot{Speakers: counted.all, SilentSpeakers: counted.silent}
-	for _, s := range all {
-		service := metrics.Service{
-			Namespace: s.key.Namespace, Name: s.key.Name, Node: s.wantEgress.Host, Network: s.work.egress.Spec.Network,
-			Mode: s.inForce().SourceIPBy, Conditions: s.conditions,
-		}
-		if s.wantEgress.Host == "" {
-			service.Unassigned = s.decision.Assigned.Reason
-		}
-		shown.Services = append(shown.Services, service)
+	switch {
+	case status.Host != "":
+	case w.labeled != nil:
+		service.Unassigned = v1alpha1.ReasonNodeNotLabeled
+	default:
+		service.Unassigned = w.decision.Assigned.Reason
 	}
-	c.Metrics.Set(shown)
+	return service
 }

@@ -7,7 +7,8 @@
 // Three loops share one ledger and nothing else: the dataplane loop, which must never hold
 // up a withdrawal; the BGP loop; and the report. Each computes its whole desired state from
 // the informers' caches and hands it to an applier that writes only differences. The package
-// promises invariant I1, and I2 for a node that reaches the API server.
+// promises invariant I1, and I2 for a node that reaches the API server. Beside them a heartbeat
+// renews the node's Lease while none of them hangs: by it the controller knows that the speaker lives.
 //
 // It must not import controllerext: the programs meet only in the API.
 package speakerext

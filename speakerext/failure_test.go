@@ -151,9 +151,13 @@ func TestSharedAddress(t *testing.T) {
 			}
 			for _, otherIsOlder := range []bool{false, true} {
 				r := newRig(t, other...)
+				younger := "other"
 				if otherIsOlder {
-					change(r, key, &egressv1.EgressService{}, func(e *egressv1.EgressService) { e.CreationTimestamp = metav1.Unix(2000, 0) })
+					younger = "s"
 				}
+				change(r, types.NamespacedName{Namespace: "ns", Name: younger}, &egressv1.EgressService{}, func(e *egressv1.EgressService) {
+					e.CreationTimestamp = metav1.Unix(2000, 0)
+				})
 				r.setLabel(true)
 				r.sync()
 				if r.announces("192.0.2.1") {
@@ -334,6 +338,7 @@ func TestManyBehind(t *testing.T) {
 		name := fmt.Sprintf("b%02d", i)
 		many := service(name)
 		many[1].SetAnnotations(map[string]string{v1alpha1.FailurePolicyAnnotation: "Closed"})
+		many[1].SetCreationTimestamp(metav1.Unix(int64(1000-i), 0)) // which is how they are listed
 		objects = append(objects, many...)
 		objects = append(objects, &discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},

@@ -261,6 +261,9 @@ func TestErrorsDoNotStopTheHeartbeatAndHangsDo(t *testing.T) {
 				defer close(done)
 				_, _ = h.SyncDataplane(h.Context())
 			}()
+			if h.pass(hangs) < 10 {
+				h.Error("no heartbeat while a call takes long")
+			}
 			h.pass(10 * time.Minute)
 			h.wantEvents("noHeartbeat")
 			close(stuck.release)

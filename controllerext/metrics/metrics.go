@@ -49,12 +49,7 @@ func New(perService bool) *Metrics {
 }
 
 // Register adds the metrics to a registry.
-func (m *Metrics) Register(registry prometheus.Registerer) error {
-	if m == nil {
-		return nil
-	}
-	return registry.Register(m)
-}
+func (m *Metrics) Register(registry prometheus.Registerer) error { return registry.Register(m) }
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
@@ -110,12 +105,12 @@ func (m *Metrics) Waited(phase string, d time.Duration) {
 	m.gateWait.WithLabelValues(phases.bound(phase)).Observe(seconds(d))
 }
 
-// Failed counts a write that failed: in which loop, and of what.
-func (m *Metrics) Failed(controller, reason string) {
+// Failed counts a write that failed: in which loop, and of what. Both must be constants of the caller.
+func (m *Metrics) Failed(loop, what string) {
 	if m == nil {
 		return
 	}
-	m.errors.WithLabelValues(controllers.bound(controller), failedWrites.bound(reason)).Inc()
+	m.errors.WithLabelValues(loop, what).Inc()
 }
 
 // seconds is at least 0: a move may have begun under another leader, whose clock is ahead, and the sum

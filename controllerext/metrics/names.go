@@ -60,12 +60,3 @@ var electionReasons = words{
 
 // moveCauses are the values of status.lastMove.cause.
 var moveCauses = slices.Concat(words{v1alpha1.CauseFirstAssignment, v1alpha1.CauseSharedAddress}, unassignedReasons, electionReasons)
-
-// controllers are the loops' names, and that of the whole, whose writes fail.
-var controllers = words{"controller", "election", "advertisements", "status"}
-
-// failedWrites are what the loops write.
-var failedWrites = words{
-	"EgressAssignment", "EgressAssignment to be deleted", "labels of Node", "label of Service",
-	"BGPAdvertisement", "orphan", "status",
-}

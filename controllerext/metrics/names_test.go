@@ -130,55 +130,6 @@ func TestWordsAreTheConstants(t *testing.T) {
 	}
 }
 
-// What the controller's loops are and write, from its calls of try (which calls Failed) and its Loops.
-func TestWordsAreTheLoops(t *testing.T) {
-	var loops, writes words
-	for _, file := range parse(t, "..") {
-		ast.Inspect(file, func(n ast.Node) bool {
-			switch n := n.(type) {
-			case *ast.CallExpr:
-				called, ok := n.Fun.(*ast.SelectorExpr)
-				switch {
-				case ok && called.Sel.Name == "try" && len(n.Args) == 4:
-					writes = append(writes, text(n.Args[2]))
-				case ok && called.Sel.Name == "Failed" && len(n.Args) == 2:
-					loops = append(loops, text(n.Args[0]))
-				}
-			case *ast.CompositeLit:
-				loops = append(loops, loopName(n)...)
-			}
-			return true
-		})
-	}
-	if diff := cmp.Diff(sorted(loops), sorted(controllers)); diff != "" {
-		t.Errorf("loops: -sources +this package:\n%s", diff)
-	}
-	if diff := cmp.Diff(sorted(writes), sorted(failedWrites)); diff != "" {
-		t.Errorf("writes: -sources +this package:\n%s", diff)
-	}
-}
-
-// loopName is the name in a literal {Name: "…", Sync: …}.
-func loopName(literal *ast.CompositeLit) []string {
-	var name []string
-	isLoop := false
-	for _, element := range literal.Elts {
-		pair, ok := element.(*ast.KeyValueExpr)
-		if !ok {
-			continue
-		}
-		if key, ok := pair.Key.(*ast.Ident); ok && key.Name == "Name" && text(pair.Value) != "" {
-			name = []string{text(pair.Value)}
-		} else if ok && key.Name == "Sync" {
-			isLoop = true
-		}
-	}
-	if !isLoop {
-		return nil
-	}
-	return name
-}
-
 // The table in the documentation has exactly these metrics, with their types and labels.
 func TestMetricsAreDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/metrics.md")
