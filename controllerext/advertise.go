@@ -54,14 +54,16 @@ func (c *Controller) SyncAdvertisements(ctx context.Context) (time.Duration, err
 	if err != nil {
 		return 0, err
 	}
-	ours := client.MatchingLabels{v1alpha1.ManagedByLabel: v1alpha1.ManagedByValue}
-	existing, err := list[metallbv1beta1.BGPAdvertisementList](ctx, c.Client, client.InNamespace(c.MetalLBNamespace), ours)
+	existing, err := list[metallbv1beta1.BGPAdvertisementList](ctx, c.Client, client.InNamespace(c.MetalLBNamespace))
 	if err != nil {
 		return 0, err
 	}
+	refused := c.refusedNames()
 	wanted := map[types.NamespacedName]*advertised{}
 	for _, egress := range oldestFirst(egressServices.Items) {
-		wanted[client.ObjectKeyFromObject(egress)] = &advertised{egress: egress}
+		if key := client.ObjectKeyFromObject(egress); !refused[key] {
+			wanted[key] = &advertised{egress: egress}
+		}
 	}
 	for _, a := range pointers(assignments.Items) {
 		if w := wanted[client.ObjectKeyFromObject(a)]; w != nil && metav1.IsControlledBy(a, w.egress) {
@@ -81,6 +83,19 @@ func (c *Controller) SyncAdvertisements(ctx context.Context) (time.Duration, err
 
 	again := c.sweep(ctx, wanted, services, byName)
 	return sooner(again, c.advertise(ctx, wanted, byName)), nil
+}
+
+// refusedNames are the services whose label and advertisement would be another's.
+func (c *Controller) refusedNames() map[types.NamespacedName]bool {
+	c.shared.mutex.Lock()
+	defer c.shared.mutex.Unlock()
+	refused := map[types.NamespacedName]bool{}
+	for _, w := range c.shared.works {
+		if w.observed.Blocked == v1alpha1.ReasonNameCollision {
+			refused[w.key] = true
+		}
+	}
+	return refused
 }
 
 // advertises is true when the service takes an advertisement of ours.
@@ -105,14 +120,16 @@ func (c *Controller) advertise(ctx context.Context, wanted map[types.NamespacedN
 			r.outcome = outcome{v1alpha1.ReasonNothingToAnnounce, "there is no LoadBalancer Service to announce"}
 		case r.assignment == nil:
 			r.outcome = outcome{v1alpha1.ReasonNothingToAnnounce, "the EgressAssignment is not written yet"}
-		case advertisement.Pool(r.service.Annotations) == "":
-			r.outcome = outcome{v1alpha1.ReasonPoolUnknown, "MetalLB has not said yet which IPAddressPool the address is from"}
 		default:
 			var err error
 			wait, err = c.keep(ctx, r.key, r.advertised, existing)
-			r.outcome = outcome{v1alpha1.ReasonConfigured, ""}
-			if err != nil {
+			switch {
+			case errors.Is(err, errNoPool):
+				r.outcome = outcome{v1alpha1.ReasonPoolUnknown, err.Error()}
+			case err != nil:
 				r.outcome = outcome{v1alpha1.ReasonWriteFailed, err.Error()}
+			default:
+				r.outcome = outcome{v1alpha1.ReasonConfigured, ""}
 			}
 		}
 		return wait
@@ -130,6 +147,9 @@ func (c *Controller) advertise(ctx context.Context, wanted map[types.NamespacedN
 	return again
 }
 
+// errNoPool is that it can't be told which pool to advertise.
+var errNoPool = errors.New("MetalLB has not said yet which IPAddressPool the address is from")
+
 // keep labels one Service and keeps its advertisement.
 func (c *Controller) keep(ctx context.Context, key types.NamespacedName, a *advertised, existing map[string]*metallbv1beta1.BGPAdvertisement) (time.Duration, error) {
 	digest := lifecycle.Digest(key.Namespace, key.Name)
@@ -143,7 +163,11 @@ func (c *Controller) keep(ctx context.Context, key types.NamespacedName, a *adve
 			return wait, fmt.Errorf("label the Service: %w", err)
 		}
 	}
-	want := advertisement.Owned(a.assignment, advertisement.Pool(a.service.Annotations), c.MetalLBNamespace)
+	pool := advertisement.Pool(a.service.Annotations)
+	if pool == "" {
+		return 0, errNoPool
+	}
+	want := advertisement.Owned(a.assignment, pool, c.MetalLBNamespace)
 	write := func(ctx context.Context) error { return c.Client.Create(ctx, want, fieldOwner) }
 	if have := existing[want.Name]; have != nil {
 		after := updated(have, want)
@@ -159,16 +183,20 @@ func (c *Controller) keep(ctx context.Context, key types.NamespacedName, a *adve
 	return 0, nil
 }
 
-// updated is have with want's content, or nil where it has that already.
+// updated is have with want's content, or nil where it has that already. What others have put on it
+// stays.
 func updated(have, want *metallbv1beta1.BGPAdvertisement) *metallbv1beta1.BGPAdvertisement {
-	spec := want.Spec
-	// The CRD's own defaults.
-	spec.AggregationLength, spec.AggregationLengthV6 = have.Spec.AggregationLength, have.Spec.AggregationLengthV6
-	if equality.Semantic.DeepEqual(have.Spec, spec) && contains(have.Labels, want.Labels) && contains(have.Annotations, want.Annotations) {
+	if equality.Semantic.DeepEqual(have.Spec, want.Spec) && contains(have.Labels, want.Labels) && contains(have.Annotations, want.Annotations) {
 		return nil
 	}
 	after := have.DeepCopy()
-	after.Spec, after.Labels, after.Annotations = spec, want.Labels, want.Annotations
+	after.Spec = want.Spec
+	for key, value := range want.Labels {
+		metav1.SetMetaDataLabel(&after.ObjectMeta, key, value)
+	}
+	for key, value := range want.Annotations {
+		metav1.SetMetaDataAnnotation(&after.ObjectMeta, key, value)
+	}
 	return after
 }
 

@@ -10,7 +10,7 @@ import (
 
 const (
 	// firstRetry and lastRetry bound the waits between the tries of one write that fails.
-	firstRetry, lastRetry = 200 * time.Millisecond, time.Minute
+	firstRetry, lastRetry = 200 * time.Millisecond, 20 * time.Second
 )
 
 // backoff spaces the tries of writes that fail, each under its own name, for ever.
@@ -25,16 +25,16 @@ type try struct {
 	err  error
 }
 
-// attempt calls write unless it failed just now. It returns the last error, and the wait until
-// the next try, which is 0 after a success.
-func (b *backoff) attempt(now time.Time, name string, write func() error) (time.Duration, error) {
+// attempt calls write, with the wait before it, unless it failed just now. It returns the last error,
+// and the wait until the next try, which is 0 after a success.
+func (b *backoff) attempt(now func() time.Time, name string, write func(last time.Duration) error) (time.Duration, error) {
 	b.mutex.Lock()
 	last := b.tries[name]
 	b.mutex.Unlock()
-	if left := last.at.Sub(now); left > 0 {
+	if left := last.at.Sub(now()); left > 0 {
 		return left, last.err
 	}
-	err := write()
+	err := write(last.wait)
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
 	if err == nil {
@@ -45,7 +45,7 @@ func (b *backoff) attempt(now time.Time, name string, write func() error) (time.
 	if b.tries == nil {
 		b.tries = map[string]try{}
 	}
-	b.tries[name] = try{at: now.Add(wait), wait: wait, err: err}
+	b.tries[name] = try{at: now().Add(wait), wait: wait, err: err}
 	return wait, err
 }
 

@@ -12,7 +12,7 @@ func TestBackoff(t *testing.T) {
 	var b backoff
 	now, calls, bad := time.Unix(1000, 0), 0, errors.New("no")
 	attempt := func(err error) (time.Duration, error) {
-		return b.attempt(now, "x", func() error { calls++; return err })
+		return b.attempt(func() time.Time { return now }, "x", func(time.Duration) error { calls++; return err })
 	}
 	wait := firstRetry
 	for range 20 {

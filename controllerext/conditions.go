@@ -81,7 +81,7 @@ func (w *work) dataplaneReady() finding {
 	switch report := w.report(); {
 	case primary == "":
 		return no(v1alpha1.ReasonNoPrimary, "no node is assigned")
-	case w.silent:
+	case w.silent[primary]:
 		return unknown(v1alpha1.ReasonSpeakerSilent, "the egress-speaker of node "+primary+" has stopped renewing its lease")
 	case !lifecycle.Programmed(w.assignment, report):
 		return no(v1alpha1.ReasonWaitingForPrimary, orElse(report.Reason, "node "+primary+" has not reported this generation as programmed"))
@@ -101,7 +101,7 @@ func (w *work) announced() finding {
 		return no(v1alpha1.ReasonNoPrimary, "no node is assigned")
 	case w.labeled != nil:
 		return no(v1alpha1.ReasonNodeNotLabeled, w.labeled.Error())
-	case w.silent:
+	case w.silent[primary]:
 		return unknown(v1alpha1.ReasonSpeakerSilent, "the egress-speaker of node "+primary+" has stopped renewing its lease")
 	case lifecycle.Answers(w.assignment, report) && report.Announced:
 		return yes(v1alpha1.ReasonAnnounced)

@@ -4,10 +4,12 @@ package controllerext
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-kit/log"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -53,29 +55,34 @@ type Controller struct {
 	electionPace, adsPace, statusPace pace
 
 	// Of the election loop.
-	memories map[types.NamespacedName]lifecycle.Memory // by a group's oldest member
-	subnets  subnetReader
-	outage   outage
+	memories  map[types.NamespacedName]lifecycle.Memory // by a group's oldest member
+	subnets   subnetReader
+	selectors selectors
+	outage    outage
 
-	// Of the status loop.
-	unwritten map[types.NamespacedName]settling
+	// Of the status loop. serviceConditions is false once the installed CRD turned out to have none.
+	serviceConditions atomic.Bool
+	unwritten         map[types.NamespacedName]settling
 }
 
 // New makes a Controller that has done nothing yet.
 func New(o Options) *Controller {
 	wake := func() chan struct{} { return make(chan struct{}, 1) }
-	return &Controller{
-		Options: o, electionWake: wake(), adsWake: wake(), statusWake: wake(),
+	c := &Controller{
+		Options: o, selectors: selectors{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
 		shared: shared{
 			tracker: liveness.New(), advertised: map[types.NamespacedName]outcome{},
 			moves: map[types.NamespacedName]*move{}, concerned: map[types.NamespacedName]bool{}, namespaces: map[string]bool{},
 		},
 	}
+	c.serviceConditions.Store(o.ServiceConditions)
+	return c
 }
 
 // shared is what the loops know of one another.
 type shared struct {
 	mutex      sync.Mutex
+	elected    bool                             // once there was an election
 	works      []*work                          // of the newest election, oldest service first; not changed any more
 	speakers   speakers                         // as judged by it
 	advertised map[types.NamespacedName]outcome // of the advertisement loop
@@ -97,6 +104,8 @@ type move struct {
 // work is one EgressService in one election.
 type work struct {
 	key        types.NamespacedName
+	digest     string
+	selector   labels.Selector // nil where it can't be parsed
 	egress     *egressv1.EgressService
 	service    *corev1.Service            // nil when there is none
 	before     *v1alpha1.EgressAssignment // nil when there is none
@@ -110,7 +119,7 @@ type work struct {
 	diverted  []string               // other Services whose replies go through this primary
 	behind    []string               // nodes with endpoints that could not follow
 	incapable []string               // sourceIPBy Network: nodes with endpoints that lack what it needs, each with the reason
-	silent    bool                   // the primary's speaker is
+	silent    map[string]bool        // nodes whose speaker is
 
 	unwritten error // why the decision did not reach the API server: nothing may follow from it
 	labeled   error // why the primary's label could not be set
@@ -119,7 +128,7 @@ type work struct {
 // inForce is the assignment's spec that the API server has.
 func (w *work) inForce() v1alpha1.EgressAssignmentSpec {
 	switch {
-	case w.unwritten == nil:
+	case w.unwritten == nil && w.assignment != nil:
 		return w.assignment.Spec
 	case w.before != nil:
 		return w.before.Spec
@@ -132,7 +141,7 @@ func (c *Controller) publish(works []*work, counted speakers) {
 	now := c.Now()
 	c.shared.mutex.Lock()
 	defer c.shared.mutex.Unlock()
-	c.shared.works, c.shared.speakers = works, counted
+	c.shared.works, c.shared.speakers, c.shared.elected = works, counted, true
 	for _, w := range works {
 		if w.decision.Move != nil && w.unwritten == nil {
 			c.shared.moves[w.key] = &move{Move: *w.decision.Move, promotedAt: now}
@@ -166,8 +175,8 @@ func wake(loop chan struct{}) {
 	}
 }
 
-// pace keeps a loop that works through everything at each event from taking more than half of a
-// core: it rests as long as it has worked. Waiting for the API server is not work.
+// pace keeps a loop that works through everything at each event from taking a whole core: it rests as
+// long as it has computed. Writing is not computing.
 type pace struct{ until time.Time }
 
 // rest is how long to wait before the next run, or 0.

@@ -172,6 +172,9 @@ func TestNodeThatCannotBeLabeledIsNamed(t *testing.T) {
 	if got := c.condition("s", v1alpha1.ConditionAnnounced); got != "False/NodeNotLabeled" {
 		t.Errorf("Announced is %s", got)
 	}
+	if host := c.egress("s").Status.Host; host != "" {
+		t.Errorf("status.host is %q though the node has no label", host)
+	}
 }
 
 func TestUnwrittenDecisionHasNoConsequences(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,8 +29,8 @@ const (
 	fieldOwner = client.FieldOwner("metallb-egress-controller")
 	// writers bounds the writes of one loop that are under way at once.
 	writers = 16
-	// writeTimeout bounds one write: a webhook may hang, and holds up nothing else.
-	writeTimeout = 2 * time.Second
+	// writeTimeout bounds one write, and lastWriteTimeout one that failed before: a webhook may hang.
+	writeTimeout, lastWriteTimeout = 2 * time.Second, 10 * time.Second
 )
 
 // SyncElection decides every service and writes what differs: first the assignments, which
@@ -45,13 +46,13 @@ func (c *Controller) SyncElection(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	began := c.Now()
-	works, counted, again := c.decide(s)
+	works, groups, counted, again := c.decide(s)
 	c.electionPace.worked(began, c.Now())
 
-	again = sooner(again, c.sweepAssignments(ctx, s))
-	again = sooner(again, c.writeAssignments(ctx, s, works))
+	again = sooner(again, c.writeAssignments(ctx, s, groups))
 	again = sooner(again, c.writeNodeLabels(ctx, s, works))
-	c.remember(works)
+	again = sooner(again, c.sweepAssignments(ctx, s))
+	c.remember(groups)
 	c.publish(works, counted)
 	c.retries.tidy(c.Now())
 	wake(c.adsWake)
@@ -79,7 +80,7 @@ func each[T any](items []T, limit int, step func(T) time.Duration) time.Duration
 }
 
 // decide runs the lifecycle of every group of services, oldest first.
-func (c *Controller) decide(s *snapshot) ([]*work, speakers, time.Duration) {
+func (c *Controller) decide(s *snapshot) ([]*work, [][]*work, speakers, time.Duration) {
 	nodes, verdict, again := c.candidates(s)
 	live, silent := make(map[string]bool, len(nodes)), make(map[string]bool, len(nodes))
 	counted := speakers{all: len(s.reports)}
@@ -98,13 +99,25 @@ func (c *Controller) decide(s *snapshot) ([]*work, speakers, time.Duration) {
 	}
 	now := c.Now()
 	memories := make(map[types.NamespacedName]lifecycle.Memory, len(works))
+	var groups [][]*work
 	for _, members := range group(works) {
+		admitted, refused := admit(electorate, members)
+		groups = append(groups, admitted)
+		for _, w := range refused {
+			w.observed.Blocked = v1alpha1.ReasonSharedAddressConflict
+			w.observed.BlockedMessage = "its nodeSelector, network or local endpoints leave no node for, or would move, " +
+				admitted[0].key.String() + ", which has the same LoadBalancer IP"
+			groups = append(groups, []*work{w})
+		}
+	}
+	c.selectors.tidy(works)
+	for _, members := range groups {
 		wait := c.decideGroup(now, electorate, members, lifecycle.Group{
 			Live: func(node string) bool { return live[node] }, Silent: func(node string) bool { return silent[node] }, MostSilent: verdict.MostSilent,
 		}, memories)
 		again = sooner(again, wait)
 		for _, w := range members {
-			w.silent = silent[w.decision.Spec.Primary]
+			w.silent = silent
 		}
 	}
 	// What is not written is decided anew, with the memory from before: see remember.
@@ -112,7 +125,7 @@ func (c *Controller) decide(s *snapshot) ([]*work, speakers, time.Duration) {
 	for _, w := range works {
 		w.memory = memories[w.key]
 	}
-	return works, counted, again
+	return works, groups, counted, again
 }
 
 // decideGroup decides for services that are elected together.
@@ -140,11 +153,11 @@ func (c *Controller) decideGroup(now time.Time, e *election.Electorate, members 
 	return again
 }
 
-// remember takes back the memory of groups whose decision was not written.
-func (c *Controller) remember(works []*work) {
-	for _, w := range works {
-		if _, leads := c.memories[w.key]; leads && w.unwritten != nil {
-			c.memories[w.key] = w.memory
+// remember takes back the memory of groups of which a decision was not written.
+func (c *Controller) remember(groups [][]*work) {
+	for _, members := range groups {
+		if slices.ContainsFunc(members, func(w *work) bool { return w.unwritten != nil }) {
+			c.memories[members[0].key] = members[0].memory
 		}
 	}
 }
@@ -172,62 +185,95 @@ func newAssignment(egress *egressv1.EgressService, before *v1alpha1.EgressAssign
 	}
 }
 
-// electionTime is how long one election goes on beginning to write assignments. What is left is
-// decided anew: a failover does not wait until thousands of new services have their first node.
-const electionTime = 500 * time.Millisecond
+// loopTime is how long one run of a loop goes on beginning to write. What is left is computed anew:
+// a failover does not wait until thousands of new services have their first node.
+const loopTime = 500 * time.Millisecond
 
 // errLater is why an assignment is not written yet when an election's time is over.
 var errLater = errors.New("decided anew in a moment")
 
-// writeAssignments creates and changes assignments, changes of primary first.
-func (c *Controller) writeAssignments(ctx context.Context, s *snapshot, works []*work) time.Duration {
-	var first, then []*work
-	for _, w := range works {
+// writeAssignments creates and changes assignments, changes of primary first. Services that are
+// elected together are written one after the other, up to the first that can't be: on the node that
+// the group leaves, and on the one that it goes to, the shared address is closed meanwhile.
+func (c *Controller) writeAssignments(ctx context.Context, s *snapshot, groups [][]*work) time.Duration {
+	var first, then [][]*work
+	for _, members := range groups {
+		var due []*work
+		moves := false
+		for _, w := range members {
+			switch {
+			case w.before == w.assignment:
+			case w.before == nil && w.observed.Blocked == v1alpha1.ReasonNameCollision:
+				// What is named by the digest belongs to the other service.
+				w.assignment = nil
+			case w.before == nil && s.assignments[w.key] != nil:
+				w.refuse(errors.New("the EgressAssignment of an earlier EgressService of this name is still there"))
+			default:
+				due, moves = append(due, w), moves || w.decision.Move != nil
+			}
+		}
 		switch {
-		case w.before == w.assignment:
-		case w.before == nil && s.assignments[w.key] != nil:
-			w.unwritten = errors.New("the EgressAssignment of an earlier EgressService of this name is still there")
-		case w.decision.Move != nil:
-			first = append(first, w)
-		default:
-			then = append(then, w)
+		case moves:
+			first = append(first, due)
+		case len(due) > 0:
+			then = append(then, due)
 		}
 	}
-	end := c.Now().Add(electionTime)
-	return each(append(first, then...), writers, func(w *work) time.Duration {
-		if c.Now().After(end) {
-			w.unwritten = errLater
-			return time.Millisecond
+	end := c.Now().Add(loopTime)
+	return each(append(first, then...), writers, func(members []*work) (wait time.Duration) {
+		for i, w := range members {
+			if i == 0 && c.Now().After(end) {
+				wait, w.unwritten = time.Millisecond, errLater
+			} else {
+				wait = c.writeAssignment(ctx, w)
+			}
+			if w.unwritten == nil {
+				continue
+			}
+			for _, other := range members[i+1:] {
+				if other.unwritten = errLater; !errors.Is(w.unwritten, errLater) {
+					other.refuse(fmt.Errorf("%s, which has the same LoadBalancer IP: %w", w.key, w.unwritten))
+				}
+			}
+			break
 		}
-		return c.writeAssignment(ctx, w)
+		return wait
 	})
 }
 
 // writeAssignment creates or changes one assignment.
 func (c *Controller) writeAssignment(ctx context.Context, w *work) time.Duration {
-	var wait time.Duration
-	wait, w.unwritten = c.try(ctx, electionLoop, w.key.String(), "EgressAssignment", func(ctx context.Context) (err error) {
+	wait, err := c.try(ctx, electionLoop, w.key.String(), "EgressAssignment", func(ctx context.Context) error {
 		if w.before == nil {
-			err = c.Client.Create(ctx, w.assignment, fieldOwner)
-		} else {
-			err = c.changeAssignment(ctx, w)
+			return c.Client.Create(ctx, w.assignment, fieldOwner)
 		}
-		if err != nil {
-			// Nothing follows from a decision that is not written, no condition either.
-			c.Recorder.Eventf(w.egress, nil, corev1.EventTypeWarning, v1alpha1.ReasonWriteFailed, "Elect", "EgressAssignment: %v", err)
-		}
-		return err
+		return c.changeAssignment(ctx, w)
 	})
-	if move := w.decision.Move; move != nil && w.unwritten == nil {
+	if err != nil {
+		w.refuse(err)
+		return wait
+	}
+	if move := w.decision.Move; move != nil {
 		level.Info(c.Logger).Log("event", "primaryChanged", "msg", "a service gets another primary", "service", w.key,
 			"from", move.From, "to", move.To, "epoch", move.Epoch, "cause", move.Cause)
 	}
 	return wait
 }
 
+// refuse says that the decision is not written: what was before is in force.
+func (w *work) refuse(err error) {
+	w.unwritten, w.assignment = err, w.before
+	w.decision.Move = nil
+	w.decision.Assigned = metav1.Condition{
+		Type: v1alpha1.ConditionNodeAssigned, Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonDecisionNotWritten,
+		Message: "the EgressAssignment could not be written: " + err.Error(),
+	}
+}
+
 // changeAssignment replaces the spec, if it is still the one that the decision was made from: a
 // decision from a stale cache, or of a controller that no longer leads, is refused by the API
-// server. The status, which another loop writes, plays no part in that.
+// server. The status, which another loop writes, plays no part in that. Labels and statuses follow
+// the assignments, and are written again by whoever leads.
 func (c *Controller) changeAssignment(ctx context.Context, w *work) error {
 	type operation struct {
 		Op    string `json:"op"`
@@ -248,16 +294,20 @@ func (c *Controller) changeAssignment(ctx context.Context, w *work) error {
 }
 
 // try attempts one write of a loop, in its time, and reports a failure in the log and as a metric.
-func (c *Controller) try(ctx context.Context, loop, service, what string, write func(context.Context) error) (time.Duration, error) {
+func (c *Controller) try(ctx context.Context, loop, object, what string, write func(context.Context) error) (time.Duration, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
 	tried := false
-	wait, err := c.retries.attempt(c.Now(), what+" "+service, func() error {
+	wait, err := c.retries.attempt(c.Now, what+" "+object, func(last time.Duration) error {
 		tried = true
-		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		// What needs longer than usual gets it when it is tried again.
+		ctx, cancel := context.WithTimeout(ctx, min(writeTimeout+last, lastWriteTimeout))
 		defer cancel()
 		return write(ctx)
 	})
 	if tried && err != nil && ctx.Err() == nil {
-		level.Error(c.Logger).Log("event", "writeFailed", "msg", "an object could not be written", "object", what, "service", service, "again", wait, "error", err)
+		level.Error(c.Logger).Log("event", "writeFailed", "msg", "an object could not be written", "what", what, "object", object, "again", wait, "error", err)
 		c.Metrics.Failed(loop, what)
 	}
 	return wait, err

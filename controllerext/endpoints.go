@@ -3,6 +3,7 @@
 package controllerext
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -76,7 +77,7 @@ func (o owners) claim(service types.NamespacedName, addresses []netip.Addr) []ty
 // through its primary: externalTrafficPolicy Local leaves the client's address on the packets, so
 // nothing else tells replies to it from what the pods send by themselves.
 func (s *snapshot) diverted(owned owners) map[types.NamespacedName][]string {
-	found := map[types.NamespacedName][]string{}
+	found := map[types.NamespacedName]map[string]bool{}
 	for key, service := range s.services {
 		exposed := service.Spec.Type == corev1.ServiceTypeNodePort || service.Spec.Type == corev1.ServiceTypeLoadBalancer
 		if !exposed || service.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal || len(owned[key.Namespace]) == 0 {
@@ -84,15 +85,20 @@ func (s *snapshot) diverted(owned owners) map[types.NamespacedName][]string {
 		}
 		for _, address := range s.endpoints(key).addresses {
 			owner, known := owned[key.Namespace][address]
-			if known && owner != key && !slices.Contains(found[owner], key.Name) {
-				found[owner] = append(found[owner], key.Name)
+			if !known || owner == key {
+				continue
 			}
+			if found[owner] == nil {
+				found[owner] = map[string]bool{}
+			}
+			found[owner][key.Name] = true
 		}
 	}
-	for _, names := range found {
-		slices.Sort(names)
+	sorted := make(map[types.NamespacedName][]string, len(found))
+	for owner, others := range found {
+		sorted[owner] = slices.Sorted(maps.Keys(others))
 	}
-	return found
+	return sorted
 }
 
 // prefixes are disjoint prefixes, ordered.

@@ -4,6 +4,7 @@ package controllerext
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -50,10 +51,8 @@ func (c *Controller) judge(s *snapshot, now time.Time) liveness.Verdict {
 	there := make(map[string]bool, len(s.nodes))
 	for _, node := range s.nodes {
 		there[node.Name] = true
-	}
-	for name, report := range s.reports {
-		if !there[name] {
-			c.shared.tracker.Forget(name)
+		report := s.reports[node.Name]
+		if report == nil {
 			continue
 		}
 		established, graceful := false, false
@@ -62,8 +61,9 @@ func (c *Controller) judge(s *snapshot, now time.Time) liveness.Verdict {
 				established, graceful = true, graceful || session.GracefulRestart
 			}
 		}
-		c.shared.tracker.Reported(now, name, established, graceful)
+		c.shared.tracker.Reported(now, node.Name, established, graceful)
 	}
+	c.shared.tracker.Keep(there)
 	return c.shared.tracker.Judge(now)
 }
 
@@ -109,6 +109,7 @@ func (c *Controller) observe(s *snapshot) []*work {
 	keys := map[string]bool{}
 	for _, egress := range s.egressServices {
 		w := &work{key: client.ObjectKeyFromObject(egress), egress: egress}
+		w.digest = lifecycle.Digest(w.key.Namespace, w.key.Name)
 		w.service = s.services[w.key]
 		// One left by an EgressService of the same name that is gone counts for nothing; it is
 		// swept away.
@@ -147,13 +148,12 @@ func refuseCollisions(works []*work) {
 			if serving != (w.before != nil && w.before.Spec.Primary != "") {
 				continue
 			}
-			digest := lifecycle.Digest(w.key.Namespace, w.key.Name)
-			if other := holder[digest]; other != nil {
+			if other := holder[w.digest]; other != nil {
 				w.observed.Blocked = v1alpha1.ReasonNameCollision
-				w.observed.BlockedMessage = "the digest " + digest + " of its name is that of EgressService " + other.key.String() + ": rename it"
+				w.observed.BlockedMessage = "the digest " + w.digest + " of its name is that of EgressService " + other.key.String() + ": rename it"
 				continue
 			}
-			holder[digest] = w
+			holder[w.digest] = w
 		}
 	}
 }
@@ -174,7 +174,8 @@ func (c *Controller) wants(s *snapshot, w *work) lifecycle.Service {
 		observed.Want.SourceIPBy = string(egressv1.SourceIPNetwork)
 		return observed
 	}
-	if _, err := metav1.LabelSelectorAsSelector(&w.egress.Spec.NodeSelector); err != nil {
+	var err error
+	if w.selector, err = c.selectors.parse(w.egress); err != nil {
 		block(v1alpha1.ReasonInvalidNodeSelector, "spec.nodeSelector: "+err.Error())
 	}
 	switch {
@@ -276,16 +277,38 @@ func group(works []*work) [][]*work {
 	return groups
 }
 
+// admit splits a group into the members that are elected together and those whose demands would leave
+// the older ones without a node, or move them: whoever comes to share an address may not do that to
+// those who have it, maybe in another namespace.
+func admit(e *election.Electorate, members []*work) (admitted, refused []*work) {
+	if len(members) == 1 {
+		return members, nil
+	}
+	admitted = members[:1:1]
+	for _, w := range members[1:] {
+		before := electable(admitted)
+		with := electable(append(admitted[:len(admitted):len(admitted)], w))
+		for _, m := range admitted {
+			if m.before != nil && before.Primary == "" {
+				before.Primary, with.Primary = m.before.Spec.Primary, m.before.Spec.Primary
+			}
+		}
+		without, together := e.Elect(before).Primary, e.Elect(with).Primary
+		if without != "" && (together == "" || without == before.Primary && together != without) {
+			refused = append(refused, w)
+			continue
+		}
+		admitted = append(admitted, w)
+	}
+	return admitted, refused
+}
+
 // electable is the election's view of a group.
 func electable(members []*work) election.Service {
 	found := election.Service{Key: members[0].key.String()}
 	for _, w := range members {
-		selector, err := metav1.LabelSelectorAsSelector(&w.egress.Spec.NodeSelector)
-		if err != nil { // wants has said so
-			selector = labels.Nothing()
-		}
-		if !selector.Empty() {
-			found.Selectors = append(found.Selectors, selector)
+		if w.selector != nil && !w.selector.Empty() {
+			found.Selectors = append(found.Selectors, w.selector)
 		}
 		if w.egress.Spec.Network != "" {
 			found.Networks = append(found.Networks, w.egress.Spec.Network)
@@ -308,6 +331,50 @@ func electable(members []*work) election.Service {
 		found.LocalNodes = both
 	}
 	return found
+}
+
+// maxSelector bounds the requirements and values of a nodeSelector: they are compared with every
+// node, for everybody's election.
+const maxSelector = 100
+
+// selectors are parsed nodeSelectors, by EgressService.
+type selectors map[types.UID]parsedSelector
+
+type parsedSelector struct {
+	generation int64
+	selector   labels.Selector
+	err        error
+}
+
+// parse parses a nodeSelector, once for each of its versions.
+func (s selectors) parse(egress *egressv1.EgressService) (labels.Selector, error) {
+	known, ok := s[egress.UID]
+	if !ok || known.generation != egress.Generation || egress.Generation == 0 {
+		known = parsedSelector{generation: egress.Generation}
+		size := len(egress.Spec.NodeSelector.MatchLabels)
+		for _, expression := range egress.Spec.NodeSelector.MatchExpressions {
+			size += 1 + len(expression.Values)
+		}
+		if size > maxSelector {
+			known.err = fmt.Errorf("%d requirements and values, at most %d are allowed", size, maxSelector)
+		} else {
+			known.selector, known.err = metav1.LabelSelectorAsSelector(&egress.Spec.NodeSelector)
+		}
+		s[egress.UID] = known
+	}
+	return known.selector, known.err
+}
+
+// tidy forgets the EgressServices that are gone.
+func (s selectors) tidy(works []*work) {
+	if len(s) <= 2*len(works) {
+		return
+	}
+	there := make(map[types.UID]bool, len(works))
+	for _, w := range works {
+		there[w.egress.UID] = true
+	}
+	maps.DeleteFunc(s, func(uid types.UID, _ parsedSelector) bool { return !there[uid] })
 }
 
 // busy is the node that has the work of a service: its primary, or who is about to be.

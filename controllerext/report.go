@@ -3,13 +3,17 @@
 package controllerext
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/go-kit/log/level"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -72,7 +76,15 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	c.statusPace.worked(began, c.Now())
-	again = sooner(again, each(due, statusWriters, func(w *statusWork) time.Duration { return c.writeStatus(ctx, w) }))
+	// Whose host changed goes first. The rest waits for the next run when this one has lasted long.
+	slices.SortStableFunc(due, func(a, b *statusWork) int { return cmp.Compare(a.urgency(), b.urgency()) })
+	end := c.Now().Add(loopTime)
+	again = sooner(again, each(due, statusWriters, func(w *statusWork) time.Duration {
+		if c.Now().After(end) {
+			return time.Millisecond
+		}
+		return c.writeStatus(ctx, w)
+	}))
 	return again, nil
 }
 
@@ -99,9 +111,13 @@ func (c *Controller) statuses(ctx context.Context) ([]*statusWork, error) {
 	}
 
 	c.shared.mutex.Lock()
+	elected := c.shared.elected
 	works, counted := c.shared.works, c.shared.speakers
 	advertised, moves := c.shared.advertised, maps.Clone(c.shared.moves)
 	c.shared.mutex.Unlock()
+	if !elected {
+		return nil, nil
+	}
 	all := make([]*statusWork, 0, len(works))
 	shown := metrics.Snapshot{Speakers: counted.all, SilentSpeakers: counted.silent}
 	for _, w := range works {
@@ -109,22 +125,39 @@ func (c *Controller) statuses(ctx context.Context) ([]*statusWork, error) {
 		if egress == nil {
 			continue
 		}
-		if w.unwritten != nil {
-			// Nothing follows from the decision: what was said last still holds.
+		if errors.Is(w.unwritten, errLater) {
 			shown.Services = append(shown.Services, measured(w, egress.Status, egress.Status.Conditions))
 			continue
 		}
+		s := &statusWork{work: w, egress: egress, assignment: owned[egress.UID], pending: moves[w.key]}
 		result, known := advertised[w.key]
 		if !known {
-			result = outcome{v1alpha1.ReasonNothingToAnnounce, "not looked at yet"}
+			result = s.advertisedBefore()
 		}
-		s := &statusWork{work: w, conditions: w.conditions(result), egress: egress, assignment: owned[egress.UID], pending: moves[w.key]}
+		s.conditions = w.conditions(result)
 		c.want(s)
 		all = append(all, s)
 		shown.Services = append(shown.Services, measured(w, s.wantEgress, s.conditions))
 	}
 	c.Metrics.Set(shown)
 	return all, nil
+}
+
+// before are the conditions in force.
+func (s *statusWork) before() []metav1.Condition {
+	if s.assignment != nil {
+		return s.assignment.Status.Conditions
+	}
+	return s.egress.Status.Conditions
+}
+
+// advertisedBefore is what was said of the advertisement last: the other loop has not come to it since
+// the start.
+func (s *statusWork) advertisedBefore() outcome {
+	if last := meta.FindStatusCondition(s.before(), v1alpha1.ConditionAdvertisementsConsistent); last != nil {
+		return outcome{last.Reason, last.Message}
+	}
+	return outcome{v1alpha1.ReasonNothingToAnnounce, "not looked at yet"}
 }
 
 // want computes both objects' statuses.
@@ -137,7 +170,7 @@ func (c *Controller) want(s *statusWork) {
 	case primary != "" && s.labeled == nil:
 		s.wantEgress.Host = primary
 	}
-	if c.ServiceConditions {
+	if c.serviceConditions.Load() {
 		s.wantEgress.Standby = s.inForce().Standby
 		setConditions(&s.wantEgress.Conditions, s.conditions, s.egress.Generation)
 	}
@@ -145,7 +178,7 @@ func (c *Controller) want(s *statusWork) {
 		return
 	}
 	s.want = *s.assignment.Status.DeepCopy()
-	setConditions(&s.want.Conditions, s.conditions, s.work.assignment.Generation)
+	setConditions(&s.want.Conditions, s.conditions, s.observedGeneration())
 	if s.pending != nil {
 		s.want.LastMove = s.pending.DeepCopy()
 	}
@@ -158,7 +191,24 @@ func (c *Controller) want(s *statusWork) {
 	}
 }
 
+// observedGeneration is the assignment's that the conditions are about.
+func (s *statusWork) observedGeneration() int64 {
+	if s.work.assignment == nil {
+		return s.assignment.Generation
+	}
+	return s.work.assignment.Generation
+}
+
 func (s *statusWork) is(kind string) bool { return meta.IsStatusConditionTrue(s.conditions, kind) }
+
+// short cuts a message to what an event may hold (1,024 bytes): it may have a user's text in it.
+func short(message string) string {
+	const most = 1000
+	if len(message) <= most {
+		return message
+	}
+	return strings.ToValidUTF8(message[:most], "") + " ..."
+}
 
 // setConditions sets those given, and removes those of ours that no longer apply.
 func setConditions(list *[]metav1.Condition, conditions []metav1.Condition, generation int64) {
@@ -169,9 +219,18 @@ func setConditions(list *[]metav1.Condition, conditions []metav1.Condition, gene
 			continue
 		}
 		condition := conditions[i]
+		condition.Message = short(condition.Message)
 		condition.ObservedGeneration = generation
 		meta.SetStatusCondition(list, condition)
 	}
+}
+
+// urgency is less for what is to be written first.
+func (s *statusWork) urgency() int {
+	if s.egress.Status.Host != s.wantEgress.Host {
+		return 0
+	}
+	return 1
 }
 
 func (s *statusWork) differs() bool {
@@ -206,21 +265,35 @@ func (c *Controller) writeStatus(ctx context.Context, s *statusWork) time.Durati
 			if err := c.Client.Status().Patch(ctx, after, client.MergeFrom(s.assignment), fieldOwner); err != nil {
 				return fmt.Errorf("EgressAssignment: %w", err)
 			}
+			// At once: a second try would find nothing new in it.
+			c.tell(s)
 		}
 		if equality.Semantic.DeepEqual(s.egress.Status, s.wantEgress) {
 			return nil
 		}
 		body, err := s.egressPatch()
+		answer := s.egress.DeepCopy()
 		if err == nil {
-			err = c.Client.Status().Patch(ctx, s.egress.DeepCopy(), client.RawPatch(types.MergePatchType, body), fieldOwner)
+			err = c.Client.Status().Patch(ctx, answer, client.RawPatch(types.MergePatchType, body), fieldOwner)
 		}
 		if err != nil {
 			return fmt.Errorf("EgressService: %w", err)
 		}
+		if len(s.wantEgress.Conditions) > 0 && len(answer.Status.Conditions) == 0 {
+			level.Warn(c.Logger).Log("event", "noConditions", "msg", "the installed EgressService CRD has no conditions: they are on the EgressAssignments only")
+			c.serviceConditions.Store(false)
+		}
+		if s.assignment == nil {
+			c.tell(s)
+		}
 		return nil
 	})
-	if err == nil {
-		c.written(s)
+	if err == nil && s.pending != nil {
+		c.shared.mutex.Lock()
+		defer c.shared.mutex.Unlock()
+		if c.shared.moves[s.key] == s.pending {
+			delete(c.shared.moves, s.key)
+		}
 	}
 	return wait
 }
@@ -239,29 +312,11 @@ func (s *statusWork) egressPatch() ([]byte, error) {
 	return json.Marshal(map[string]any{"status": status})
 }
 
-// written takes note of a status that the API server has, and tells about it.
-func (c *Controller) written(s *statusWork) {
-	c.tell(s)
-	if s.pending == nil {
-		return
-	}
-	c.shared.mutex.Lock()
-	defer c.shared.mutex.Unlock()
-	if c.shared.moves[s.key] == s.pending {
-		delete(c.shared.moves, s.key)
-	}
-}
-
 // tell writes the events: each condition that is not as it should be when it comes to be so, each
 // first assignment, each completed move.
 func (c *Controller) tell(s *statusWork) {
-	before := s.egress.Status.Conditions
-	var last *v1alpha1.Move
-	if s.assignment != nil {
-		before, last = s.assignment.Status.Conditions, s.assignment.Status.LastMove
-	}
 	for _, condition := range s.conditions {
-		old := meta.FindStatusCondition(before, condition.Type)
+		old := meta.FindStatusCondition(s.before(), condition.Type)
 		if told(condition) && (old == nil || old.Reason != condition.Reason || old.Status != condition.Status) {
 			c.event(s, eventType(condition), condition.Reason, condition.Message)
 		}
@@ -270,6 +325,7 @@ func (c *Controller) tell(s *statusWork) {
 	if move == nil || move.To == "" {
 		return
 	}
+	last := s.assignment.Status.LastMove
 	isNew := last == nil || last.Epoch != move.Epoch
 	complete := move.Duration != nil && (isNew || last.Duration == nil)
 	if isNew && move.From == "" {
@@ -309,6 +365,7 @@ func told(c metav1.Condition) bool {
 
 // event writes one onto the EgressService and one onto the Service.
 func (c *Controller) event(s *statusWork, kind, reason, message string) {
+	message = short(message)
 	c.Recorder.Eventf(s.egress, nil, kind, reason, "Elect", "%s", message)
 	if s.service != nil {
 		c.Recorder.Eventf(s.service, s.egress, kind, reason, "Elect", "%s", message)

@@ -55,6 +55,12 @@ const (
 	ReasonNoLoadBalancerIP = "NoLoadBalancerIP"
 	// ReasonInvalidNodeSelector: spec.nodeSelector can't be parsed.
 	ReasonInvalidNodeSelector = "InvalidNodeSelector"
+	// ReasonSharedAddressConflict: what it demands leaves no node for older services that share its
+	// LoadBalancer IP, or would move them.
+	ReasonSharedAddressConflict = "SharedAddressConflict"
+	// ReasonDecisionNotWritten, with status Unknown: the EgressAssignment could not be written; the
+	// decision before it, if any, is in force.
+	ReasonDecisionNotWritten = "DecisionNotWritten"
 	// ReasonNameCollision: the digest of the service's name equals another service's.
 	ReasonNameCollision = "NameCollision"
 )

@@ -29,6 +29,7 @@ import (
 
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 	"github.com/metallb-egress/metallb-egress/cmd/internal/program"
 	"github.com/metallb-egress/metallb-egress/controllerext"
@@ -105,6 +106,7 @@ func run(ctx context.Context, o options) error {
 					Namespaces: map[string]cache.Config{o.MetalLBNamespace: {}},
 					Label:      labels.SelectorFromSet(labels.Set{v1alpha1.SpeakerLeaseLabel: ""}),
 				},
+				&egressv1.EgressService{}:    {Transform: trimEgressService},
 				&corev1.Node{}:               {Transform: trimNode},
 				&corev1.Service{}:            {Transform: trimService},
 				&discoveryv1.EndpointSlice{}: {Transform: trimEndpointSlice},

@@ -7,7 +7,9 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/ovnkubernetes"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 // The caches hold, of what is large and many, only the parts that are read. A patch made from a
@@ -37,6 +39,14 @@ func trimNode(object any) (any, error) {
 	return trimmed, nil
 }
 
+func trimEgressService(object any) (any, error) {
+	if egress, ok := object.(*egressv1.EgressService); ok {
+		egress.ManagedFields = nil
+		delete(egress.Annotations, corev1.LastAppliedConfigAnnotation)
+	}
+	return object, nil
+}
+
 func trimService(object any) (any, error) {
 	service, ok := object.(*corev1.Service)
 	if !ok {
@@ -47,8 +57,11 @@ func trimService(object any) (any, error) {
 		Spec:       corev1.ServiceSpec{Type: service.Spec.Type, ExternalTrafficPolicy: service.Spec.ExternalTrafficPolicy},
 		Status:     corev1.ServiceStatus{LoadBalancer: service.Status.LoadBalancer},
 	}
-	trimmed.Annotations = service.Annotations
-	delete(trimmed.Annotations, corev1.LastAppliedConfigAnnotation)
+	for _, key := range advertisement.PoolAnnotations {
+		if pool, ok := service.Annotations[key]; ok {
+			metav1.SetMetaDataAnnotation(&trimmed.ObjectMeta, key, pool)
+		}
+	}
 	return trimmed, nil
 }
 

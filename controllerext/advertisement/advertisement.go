@@ -5,25 +5,26 @@ package advertisement
 import (
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 	"github.com/metallb-egress/metallb-egress/controllerext/lifecycle"
 )
 
-// Annotations by which MetalLB's controller says on a Service which pool its address is
+// PoolAnnotations are those by which MetalLB's controller says on a Service which pool its address is
 // from (metallb controller/service.go); the second is the deprecated spelling.
-const (
-	poolAnnotation           = "metallb.io/ip-allocated-from-pool"
-	deprecatedPoolAnnotation = "metallb.universe.tf/ip-allocated-from-pool"
-)
+var PoolAnnotations = []string{"metallb.io/ip-allocated-from-pool", "metallb.universe.tf/ip-allocated-from-pool"}
 
 // Pool is the name of the IPAddressPool that the Service's address is from, by the
-// annotations that MetalLB's controller sets; empty when it has not said so.
+// annotations that MetalLB's controller sets; empty when it has not said so, or when what is there
+// is no name of an object: whoever may write the Service may write the annotation.
 func Pool(serviceAnnotations map[string]string) string {
-	if pool := serviceAnnotations[poolAnnotation]; pool != "" {
-		return pool
+	for _, annotation := range PoolAnnotations {
+		if pool := serviceAnnotations[annotation]; len(validation.IsDNS1123Subdomain(pool)) == 0 {
+			return pool
+		}
 	}
-	return serviceAnnotations[deprecatedPoolAnnotation]
+	return ""
 }
 
 // Name is the name of a service's advertisement.
@@ -49,6 +50,8 @@ func Owned(assignment *v1alpha1.EgressAssignment, pool, metallbNamespace string)
 		},
 		Spec: metallbv1beta1.BGPAdvertisementSpec{
 			IPAddressPools: []string{pool},
+			// The CRD's defaults, and what serviceSelectors allow.
+			AggregationLength: new(int32(32)), AggregationLengthV6: new(int32(128)),
 			NodeSelectors: []metav1.LabelSelector{
 				onNodesWith(assignment.Spec.LabelKey),
 				onNodesWith(assignment.Spec.StandbyLabelKey()),

@@ -30,6 +30,8 @@ func TestOwned(t *testing.T) {
   name: egress-example-namespace-example-service-ee8dc0ae5f0486ea
   namespace: metallb-system
 spec:
+  aggregationLength: 32
+  aggregationLengthV6: 128
   ipAddressPools:
   - example-pool
   nodeSelectors:

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
@@ -144,57 +145,114 @@ func (s *step) inForce() (primary, standby string) {
 // stay keeps the primary. Members that are not there yet follow.
 func (s *step) stay(primary, standby string) {
 	s.memory.endWait()
+	standby = s.watchStandby(primary, standby)
 	for i := range s.decisions {
-		spec := &s.decisions[i].Spec
-		if spec.Primary == primary {
+		if s.decisions[i].Spec.Primary == primary {
 			s.settle(i, standby)
-			continue
+		} else {
+			s.follow(i, primary, standby)
 		}
-		s.release(i, primary, v1alpha1.CauseSharedAddress)
-		if s.acknowledged(i, primary) {
-			s.begin(i, primary, v1alpha1.CauseSharedAddress)
-			s.settle(i, standby)
-			continue
-		}
-		s.assigned(i, v1alpha1.ReasonWaitingForStandby, "waiting for node "+primary+", which announces the shared address, to program the service")
 	}
 }
 
-// replace moves the group to the elected node once it has acknowledged, for every member.
+// watchStandby gives a standby that does not acknowledge in time a rest, and returns the next one:
+// a failover must not find out that the standby is unfit.
+func (s *step) watchStandby(primary, standby string) string {
+	if standby == "" || s.allAcknowledged(primary, standby) {
+		s.memory.standby = ""
+		return standby
+	}
+	if s.memory.standby != standby {
+		s.memory.standby, s.memory.standbySince = standby, s.now
+	}
+	if left := AcknowledgeTimeout - s.now.Sub(s.memory.standbySince); left > 0 {
+		s.lookAgain(left)
+		return standby
+	}
+	s.giveRest(standby)
+	s.memory.standby = ""
+	s.lookAgain(s.firstRestEnds())
+	return s.Elect(primary, standby, s.avoid()).Standby
+}
+
+// follow brings a member to the node that the group is on: it becomes the standby there, and
+// primary once it is acknowledged. A primary elsewhere is given up beforehand only where it holds an
+// address of another member's, which would be announced from nowhere else meanwhile.
+func (s *step) follow(i int, primary, standby string) {
+	since := s.want(s.Members[i].Key)
+	spec := &s.decisions[i].Spec
+	if s.acknowledged(i, primary) {
+		s.begin(i, primary, v1alpha1.CauseSharedAddress)
+		s.settle(i, standby)
+		return
+	}
+	if spec.Primary != "" && s.claimedElsewhere(i) {
+		s.begin(i, "", v1alpha1.CauseSharedAddress)
+	}
+	spec.Standby = primary
+	// No other node will do: it is asked for a while, let go for a while, and asked again.
+	asked := s.now.Sub(since) % (AcknowledgeTimeout + RestMin)
+	if asked < AcknowledgeTimeout {
+		s.lookAgain(AcknowledgeTimeout - asked)
+		s.assigned(i, v1alpha1.ReasonWaitingForStandby, "waiting for node "+primary+", which has the shared address, to program the service")
+		return
+	}
+	s.lookAgain(AcknowledgeTimeout + RestMin - asked)
+	s.letGo(i)
+	s.assigned(i, v1alpha1.ReasonStandbySilent, "node "+primary+", which has the shared address, has not acknowledged in time: it will be asked again")
+}
+
+// claimedElsewhere is true when a member on another node has one of the member's addresses.
+func (s *step) claimedElsewhere(i int) bool {
+	own := s.decisions[i].Spec
+	return slices.ContainsFunc(s.decisions, func(d Decision) bool {
+		return d.Spec.Primary != "" && d.Spec.Primary != own.Primary &&
+			slices.ContainsFunc(d.Spec.SourceIPs, func(ip string) bool { return slices.Contains(own.SourceIPs, ip) })
+	})
+}
+
+// replace moves the group to the elected node once that has acknowledged every member that is on the
+// old one. The others follow the group wherever it is.
 func (s *step) replace(primary, standby string, elected election.Result) {
 	for i := range s.decisions {
 		s.want(s.Members[i].Key)
-		// A member on a third node is of a group that has just come to be.
-		if p := s.decisions[i].Spec.Primary; p != primary && p != elected.Primary {
-			s.release(i, "", v1alpha1.CauseSharedAddress)
-		}
 	}
 	chosen, ready := s.waitFor(primary, standby, elected)
 	if !ready || s.mustBeOffered(primary, chosen.Primary) {
+		for i := range s.decisions {
+			if primary != "" && s.decisions[i].Spec.Primary != primary {
+				s.follow(i, primary, chosen.Primary)
+			}
+		}
 		return
 	}
 	s.memory.forgive(chosen.Primary)
+	s.memory.endWait()
 	next := s.Elect(chosen.Primary, "", s.avoid()).Standby
 	cause := string(chosen.Cause)
 	if primary == "" {
 		cause = v1alpha1.CauseFirstAssignment
 	}
 	for i := range s.decisions {
-		if s.decisions[i].Spec.Primary != chosen.Primary {
+		switch s.decisions[i].Spec.Primary {
+		case chosen.Primary:
+		case primary:
 			s.begin(i, chosen.Primary, cause)
+		default:
+			s.follow(i, chosen.Primary, next)
+			continue
 		}
 		s.settle(i, next)
 	}
-	s.memory.endWait()
 }
 
-// waitFor makes a node the standby of all members and says whether each has been acknowledged.
-// After AcknowledgeTimeout it is another node's turn.
+// waitFor makes a node the standby of all members and says whether it has been acknowledged. After
+// AcknowledgeTimeout it is another node's turn.
 func (s *step) waitFor(primary, standby string, elected election.Result) (chosen election.Result, ready bool) {
 	if s.memory.waitingFor != elected.Primary {
 		s.memory.beginWait(elected.Primary, s.now)
 	}
-	if s.offerStandby(elected.Primary) {
+	if s.offerStandby(primary, elected.Primary) {
 		return elected, true
 	}
 	if s.resting(elected.Primary) {
@@ -208,6 +266,7 @@ func (s *step) waitFor(primary, standby string, elected election.Result) (chosen
 		return elected, false
 	}
 	s.giveRest(elected.Primary)
+	s.memory.endWait()
 	other := s.Elect(primary, standby, s.avoid())
 	if other.Primary == elected.Primary || other.Primary == primary {
 		s.keepAsking(elected.Primary)
@@ -215,44 +274,56 @@ func (s *step) waitFor(primary, standby string, elected election.Result) (chosen
 	}
 	s.memory.beginWait(other.Primary, s.now)
 	s.lookAgain(AcknowledgeTimeout)
-	ready = s.offerStandby(other.Primary)
+	ready = s.offerStandby(primary, other.Primary)
 	s.assignedAll(v1alpha1.ReasonWaitingForStandby,
 		"node "+elected.Primary+" did not acknowledge in time; waiting for node "+other.Primary+" instead")
 	return other, ready
 }
 
 // offerStandby makes a node the standby of every member that is not there already, and says
-// whether each of those has been acknowledged.
-func (s *step) offerStandby(node string) bool {
-	ready := true
+// whether all that are on the old primary have been acknowledged.
+func (s *step) offerStandby(primary, node string) bool {
 	for i := range s.decisions {
 		if spec := &s.decisions[i].Spec; spec.Primary != node {
 			spec.Standby = node
-			ready = s.acknowledged(i, node) && ready
 		}
 	}
-	return ready
+	return s.allAcknowledged(primary, node)
 }
 
-// keepAsking is what happens while no node acknowledges. Under the policy Open a service
-// without a primary has no standby until the rest is over, so that its pods' traffic is not
-// dropped meanwhile.
+// allAcknowledged is true when a node has acknowledged every member that is on the primary.
+func (s *step) allAcknowledged(primary, node string) bool {
+	for i := range s.decisions {
+		if s.decisions[i].Spec.Primary == primary && !s.acknowledged(i, node) {
+			return false
+		}
+	}
+	return true
+}
+
+// keepAsking is what happens while no node acknowledges: it is asked again when the rest is over.
 func (s *step) keepAsking(node string) {
 	for i := range s.decisions {
-		if spec := &s.decisions[i].Spec; spec.Primary == "" && spec.FailurePolicy == v1alpha1.FailOpen {
-			spec.Standby = ""
-		}
+		s.letGo(i)
 	}
 	s.lookAgain(s.firstRestEnds())
 	s.assignedAll(v1alpha1.ReasonStandbySilent, "node "+node+" has not acknowledged in time, and there is no other node to try: it will be asked again")
 }
 
+// letGo takes the standby from a service without a primary, under the policy Open: its pods' traffic
+// is not dropped meanwhile.
+func (s *step) letGo(i int) {
+	if spec := &s.decisions[i].Spec; spec.Primary == "" && spec.FailurePolicy == v1alpha1.FailOpen {
+		spec.Standby = ""
+	}
+}
+
 // acknowledged is true when the node, as standby of the assignment as it stands, has
-// programmed every source IP that is wanted now.
+// programmed what is wanted now.
 func (s *step) acknowledged(i int, node string) bool {
-	m := s.Members[i]
-	return m.Assignment != nil && m.Assignment.Spec.Standby == node && Programmed(m.Assignment, m.Reports[node]) &&
-		slices.Equal(m.Assignment.Spec.SourceIPs, s.decisions[i].Spec.SourceIPs)
+	a, want := s.Members[i].Assignment, s.decisions[i].Spec
+	return a != nil && a.Spec.Standby == node && Programmed(a, s.Members[i].Reports[node]) &&
+		slices.Equal(a.Spec.SourceIPs, want.SourceIPs) && a.Spec.Network == want.Network && a.Spec.SourceIPBy == want.SourceIPBy
 }
 
 // Answers is true when the report is about this very object in its newest generation.
@@ -277,6 +348,9 @@ func (s *step) mustBeOffered(current, candidate string) bool {
 	}
 	if s.memory.unofferedSince.IsZero() {
 		s.memory.unofferedSince = s.now
+		if s.saidBefore(v1alpha1.ReasonReplacementNotOffered) {
+			s.memory.unofferedSince = s.now.Add(-OfferTimeout)
+		}
 	}
 	if left := OfferTimeout - s.now.Sub(s.memory.unofferedSince); left > 0 {
 		s.lookAgain(left)
@@ -288,29 +362,33 @@ func (s *step) mustBeOffered(current, candidate string) bool {
 	return true
 }
 
+// saidBefore is true when the condition in force has the reason: after a restart of the controller
+// the wait that led to it is not waited again.
+func (s *step) saidBefore(reason string) bool {
+	return slices.ContainsFunc(s.Members, func(m Service) bool {
+		if m.Assignment == nil {
+			return false
+		}
+		condition := meta.FindStatusCondition(m.Assignment.Status.Conditions, v1alpha1.ConditionNodeAssigned)
+		return condition != nil && condition.Reason == reason
+	})
+}
+
 // releaseAll leaves every member without a node.
 func (s *step) releaseAll(reason, message string) {
 	s.memory.endWait()
 	for i := range s.decisions {
-		s.release(i, "", reason)
+		spec := &s.decisions[i].Spec
+		if spec.Primary != "" {
+			s.begin(i, "", reason)
+		}
+		spec.Standby = ""
+		delete(s.memory.wantedSince, s.Members[i].Key)
 		s.assigned(i, reason, message)
 		if reason == v1alpha1.ReasonEveryNode {
 			s.decisions[i].Assigned.Status = metav1.ConditionTrue
 		}
 	}
-}
-
-// release takes the primary away from a member, and makes another node its standby.
-func (s *step) release(i int, standby, cause string) {
-	if s.decisions[i].Spec.Primary != "" {
-		s.begin(i, "", cause)
-	}
-	s.decisions[i].Spec.Standby = standby
-	if standby == "" {
-		delete(s.memory.wantedSince, s.Members[i].Key)
-		return
-	}
-	s.want(s.Members[i].Key)
 }
 
 // begin starts a new epoch.
@@ -333,7 +411,11 @@ func (s *step) settle(i int, standby string) {
 		s.assigned(i, v1alpha1.ReasonMostSpeakersSilent, "node "+spec.Primary+"; most speakers have stopped renewing their leases at once: nothing is moved for that")
 		return
 	}
-	s.assigned(i, v1alpha1.ReasonAssigned, "node "+spec.Primary)
+	message := "node " + spec.Primary
+	if standby != "" && s.resting(standby) {
+		message += "; standby " + standby + " has not acknowledged in time"
+	}
+	s.assigned(i, v1alpha1.ReasonAssigned, message)
 }
 
 func (s *step) assignedAll(reason, message string) {

@@ -424,6 +424,126 @@ func TestR23GroupIsElectedAsOne(t *testing.T) {
 	})
 }
 
+// A newcomer follows its group while the group can't move, and is not waited for when it can.
+func TestNewcomerAndAMoveThatHangs(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.settle()
+	w.node("a").Excluded = true
+	w.report("b", true, false, false)
+	newcomer := newService("t")
+	w.others = []*Service{newcomer}
+	w.decide()
+	w.expect("not offered", 1, "a", "b", "Moving")
+	if got := w.rest[0].Spec; got.Standby != "a" {
+		t.Fatalf("newcomer: %+v, want it to follow to a", got)
+	}
+	w.now = w.now.Add(OfferTimeout)
+	report(newcomer, "a", true, true, false)
+	w.decide()
+	if got := w.rest[0].Spec; got.Primary != "a" || w.last.Assigned.Reason != "ReplacementNotOffered" {
+		t.Fatalf("newcomer, acknowledged: %+v; the oldest: %s", got, w.last.Assigned.Reason)
+	}
+
+	w = newWorld(t, "a", "b")
+	w.settle()
+	w.node("a").Ready = false
+	w.others = []*Service{newService("t")}
+	w.decide()
+	w.expect("failover waits for no newcomer", 2, "b", "", "Assigned")
+	if got := w.rest[0].Spec; got.Primary != "" || got.Standby != "b" {
+		t.Errorf("newcomer: %+v", got)
+	}
+}
+
+// Two services with nothing in common become one group when a third shares an address with each: the
+// younger of the two keeps its node until it is acknowledged on the other.
+func TestBridgedServiceStaysUntilItIsAcknowledged(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.settle()
+	bridged, bridge := newService("t"), newService("u")
+	bridged.Want.SourceIPs = []string{"2001:db8::1"}
+	bridge.Want.SourceIPs = []string{"192.0.2.1", "2001:db8::1"}
+	bridged.Assignment = &v1alpha1.EgressAssignment{ObjectMeta: metav1.ObjectMeta{UID: "u", Generation: 3}, Spec: bridged.Want}
+	bridged.Assignment.Spec.Epoch, bridged.Assignment.Spec.Primary = 1, "b"
+	w.others = []*Service{bridged, bridge}
+	w.decide()
+	if got := w.rest[0].Spec; got.Primary != "b" || got.Standby != "a" || got.Epoch != 1 {
+		t.Fatalf("bridged: %+v, want it to stay on b with a as standby", got)
+	}
+	report(bridged, "a", true, true, false)
+	w.decide()
+	if got := w.rest[0]; got.Spec.Primary != "a" || got.Spec.Epoch != 2 || got.Move.From != "b" {
+		t.Errorf("bridged, acknowledged: %+v, move %+v", got.Spec, got.Move)
+	}
+}
+
+// A member that its group's node does not acknowledge is let go for a while under Open, and asked again.
+func TestFollowerIsAskedAgain(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.settle()
+	w.others = []*Service{newService("t")}
+	var standbys []string
+	for range 6 {
+		w.decide()
+		standbys = append(standbys, w.rest[0].Spec.Standby)
+		w.now = w.now.Add(AcknowledgeTimeout)
+	}
+	if diff := cmp.Diff([]string{"a", "", "", "", "a", ""}, standbys); diff != "" {
+		t.Errorf("standby every 10 s: -want +got:\n%s", diff)
+	}
+}
+
+func TestAcknowledgementIsOfWhatIsWanted(t *testing.T) {
+	for name, change := range map[string]func(*v1alpha1.EgressAssignmentSpec){
+		"another network":         func(s *v1alpha1.EgressAssignmentSpec) { s.Network = "red" },
+		"another LoadBalancer IP": func(s *v1alpha1.EgressAssignmentSpec) { s.SourceIPs = []string{"192.0.2.2"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "a", "b")
+			w.settle()
+			change(&w.service.Want)
+			w.node("a").Ready = false
+			w.decide()
+			w.expect("b has acknowledged something else", 1, "a", "b", "Moving")
+		})
+	}
+}
+
+// A standby that does not acknowledge is replaced before it is needed.
+func TestStandbyIsWatched(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.settle()
+	w.decide()
+	if w.again != 0 {
+		t.Errorf("with an acknowledged standby: again in %v", w.again)
+	}
+	delete(w.service.Reports, "b")
+	w.decide()
+	w.expect("b is asked", 1, "a", "b", "Assigned")
+	if w.again != AcknowledgeTimeout {
+		t.Errorf("again in %v, want %v", w.again, AcknowledgeTimeout)
+	}
+	w.now = w.now.Add(AcknowledgeTimeout)
+	w.decide()
+	w.expect("c instead", 1, "a", "c", "Assigned")
+	w.report("c", true, true, false)
+	w.decide()
+	w.now = w.now.Add(RestMin)
+	w.decide()
+	w.expect("b has rested", 1, "a", "c", "Assigned")
+}
+
+func TestRestartDoesNotWaitAgainForTheOffer(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.settle()
+	w.node("a").Excluded = true
+	w.report("b", true, false, false)
+	w.service.Assignment.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionNodeAssigned, Reason: v1alpha1.ReasonReplacementNotOffered}}
+	w.memory = Memory{}
+	w.decide()
+	w.expect("after a restart", 1, "a", "b", "ReplacementNotOffered")
+}
+
 func TestMostSpeakersSilentMovesNothingAndSaysSo(t *testing.T) {
 	w := newWorld(t, "a", "b")
 	w.settle()

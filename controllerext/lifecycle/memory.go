@@ -13,6 +13,8 @@ type Memory struct {
 	waitingFor     string
 	waitingSince   time.Time
 	unofferedSince time.Time
+	standby        string               // that has not acknowledged since standbySince, while the primary stays
+	standbySince   time.Time            //
 	wantedSince    map[string]time.Time // by member: since when it is to have another primary
 	rests          map[string]rest      // by node
 }
@@ -53,15 +55,13 @@ func (s *step) want(key string) time.Time {
 	return s.memory.wantedSince[key]
 }
 
-// giveRest avoids a node for RestMin, and twice as long each further time, up to RestMax. When
-// it is over the node is waited for anew.
+// giveRest avoids a node for RestMin, and twice as long each further time, up to RestMax.
 func (s *step) giveRest(node string) {
 	if s.resting(node) {
 		return
 	}
 	length := min(max(2*s.memory.rests[node].last, RestMin), RestMax)
 	s.memory.rests[node] = rest{until: s.now.Add(length), last: length, silent: s.Silent(node)}
-	s.memory.endWait()
 }
 
 // resting is true while a node is avoided.

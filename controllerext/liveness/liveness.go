@@ -2,7 +2,10 @@
 
 package liveness
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 const (
 	// defaultDuration is a lease's while none was seen: what a speaker writes in a cluster of up to
@@ -34,7 +37,7 @@ type Health struct {
 
 // Verdict is the judgement of all nodes at one time.
 type Verdict struct {
-	// Nodes has every node that was heard of and not forgotten.
+	// Nodes has every node that was heard of and kept.
 	Nodes map[string]Health
 	// MostSilent is true when more than half of the speakers, of two at least, are silent at once.
 	// That is not taken for their failure: no node is Silent or Lost in the verdict.
@@ -115,8 +118,11 @@ func (t *Tracker) Renewed(now time.Time, name string, renewal time.Time, duratio
 	return woke
 }
 
-// Forget drops a node: its Node object is gone.
-func (t *Tracker) Forget(name string) { delete(t.nodes, name) }
+// Keep drops every node but those that are there: the Node objects of the others are gone, whose
+// leases or reports may still be.
+func (t *Tracker) Keep(there map[string]bool) {
+	maps.DeleteFunc(t.nodes, func(name string, _ *node) bool { return !there[name] })
+}
 
 // Judge returns the verdict.
 func (t *Tracker) Judge(now time.Time) Verdict {

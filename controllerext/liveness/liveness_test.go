@@ -299,19 +299,18 @@ func TestDurationIsBounded(t *testing.T) {
 	}
 }
 
-func TestForget(t *testing.T) {
+func TestKeep(t *testing.T) {
 	w := settled(t, 4, 1, false)
 	w.kill("n1", "n2", "n3")
 	w.run(20 * time.Second)
 	w.saw("+ most silent")
-	w.Forget("n2")
-	w.Forget("n3")
+	w.Keep(map[string]bool{"n1": true, "n4": true})
 	w.judge()
 	if _, known := w.verdict.Nodes["n2"]; known || len(w.verdict.Nodes) != 2 {
 		t.Errorf("nodes %v", w.verdict.Nodes)
 	}
 	if w.verdict.MostSilent {
-		t.Error("most silent: those forgotten were counted")
+		t.Error("most silent: those that are gone were counted")
 	}
 }
 

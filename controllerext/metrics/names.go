@@ -46,6 +46,7 @@ var unassignedReasons = words{
 	v1alpha1.ReasonWaitingForStandby, v1alpha1.ReasonStandbySilent, v1alpha1.ReasonNoEligibleNode,
 	v1alpha1.ReasonNoEndpoints, v1alpha1.ReasonServiceNotFound, v1alpha1.ReasonNotLoadBalancer,
 	v1alpha1.ReasonNoLoadBalancerIP, v1alpha1.ReasonInvalidNodeSelector, v1alpha1.ReasonNameCollision,
+	v1alpha1.ReasonSharedAddressConflict, v1alpha1.ReasonDecisionNotWritten,
 	// The node is elected, but its label could not be written.
 	v1alpha1.ReasonNodeNotLabeled,
 }
