@@ -31,6 +31,7 @@ import (
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/cmd/internal/metricsserver"
 	"github.com/metallb-egress/metallb-egress/cmd/internal/program"
 	"github.com/metallb-egress/metallb-egress/controllerext"
 	"github.com/metallb-egress/metallb-egress/controllerext/metrics"
@@ -45,7 +46,7 @@ type options struct {
 	failurePolicy  string
 	ignoreExclude  bool
 	perService     bool
-	metrics        program.MetricsFlags
+	metrics        metricsserver.Flags
 	// tune, when set, may change how the API server is reached.
 	tune func(*rest.Config)
 }

@@ -554,28 +554,3 @@ func TestMostSpeakersSilentMovesNothingAndSaysSo(t *testing.T) {
 		t.Error("NodeAssigned is not true")
 	}
 }
-
-func TestLabelKey(t *testing.T) {
-	long := strings.Repeat("n", 40)
-	tests := []struct {
-		name, namespace, service string
-		taken                    bool
-		want                     string
-	}{
-		{"upstream's spelling", "example-namespace", "example-service", false, "egress-service.k8s.ovn.org/example-namespace-example-service"},
-		{"63 characters fit", long, strings.Repeat("s", 22), false, "egress-service.k8s.ovn.org/" + long + "-" + strings.Repeat("s", 22)},
-		{"64 do not", long, strings.Repeat("s", 23), false, "egress-service.k8s.ovn.org/" + Digest(long, strings.Repeat("s", 23))},
-		{"taken by an older service", "a", "b-c", true, "egress-service.k8s.ovn.org/" + Digest("a", "b-c")},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			got := LabelKey(test.namespace, test.service, func(string) bool { return test.taken })
-			if got != test.want {
-				t.Errorf("got %s, want %s", got, test.want)
-			}
-		})
-	}
-	if a, b := Digest("a-b", "c"), Digest("a", "b-c"); a == b || len(a) != 16 {
-		t.Errorf("digests %s and %s", a, b)
-	}
-}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package program
+package metricsserver
 
 import (
 	"context"
@@ -26,7 +26,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 )
 
-func TestMetricsFlags(t *testing.T) {
+func TestFlags(t *testing.T) {
 	type options struct {
 		Address          string
 		Secure, Filtered bool
@@ -51,14 +51,14 @@ func TestMetricsFlags(t *testing.T) {
 			}
 		})
 	}
-	if got := (&MetricsFlags{}).Options(); got.BindAddress != "0" {
+	if got := (&Flags{}).Options(); got.BindAddress != "0" {
 		t.Errorf("the zero value serves on %q", got.BindAddress)
 	}
 }
 
 func parseMetrics(t *testing.T, args ...string) metricsserver.Options {
 	t.Helper()
-	var m MetricsFlags
+	var m Flags
 	flags := flag.NewFlagSet("", flag.ContinueOnError)
 	m.Register(flags)
 	if err := flags.Parse(args); err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package program
+package metricsserver
 
 import (
 	"flag"
@@ -16,15 +16,15 @@ import (
 // 32768.
 const DefaultMetricsAddress = ":10179"
 
-// MetricsFlags say where and to whom a program shows its metrics. The zero value is: nowhere.
-type MetricsFlags struct {
+// Flags say where and to whom a program shows its metrics. The zero value is: nowhere.
+type Flags struct {
 	BindAddress string
 	Secure      bool
 	CertDir     string
 }
 
 // Register adds the flags to a set.
-func (m *MetricsFlags) Register(flags *flag.FlagSet) {
+func (m *Flags) Register(flags *flag.FlagSet) {
 	flags.StringVar(&m.BindAddress, "metrics-bind-address", DefaultMetricsAddress, "`address` to serve /metrics on; 0: not at all")
 	flags.BoolVar(&m.Secure, "metrics-secure", true,
 		"serve metrics by TLS, to clients that the API server knows (TokenReview) and lets get /metrics (SubjectAccessReview)")
@@ -33,7 +33,7 @@ func (m *MetricsFlags) Register(flags *flag.FlagSet) {
 }
 
 // Options are those of controller-runtime's metrics server.
-func (m *MetricsFlags) Options() metricsserver.Options {
+func (m *Flags) Options() metricsserver.Options {
 	if m.BindAddress == "" || m.BindAddress == "0" {
 		// Empty would be controller-runtime's own default.
 		return metricsserver.Options{BindAddress: "0"}
