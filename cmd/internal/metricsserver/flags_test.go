@@ -124,8 +124,8 @@ func get(t *testing.T, tlsConfig *tls.Config, url, token string) (int, string) {
 	return response.StatusCode, string(body)
 }
 
-// isExposition is true for what Prometheus reads: every program has this metric.
-func isExposition(body string) bool { return strings.Contains(body, "\ngo_goroutines ") }
+// isExposition is true for what Prometheus reads: the metrics server has this metric itself.
+func isExposition(body string) bool { return strings.Contains(body, "\ncertwatcher_read_certificate_total ") }
 
 func TestMetricsInClear(t *testing.T) {
 	address := serve(t, &rest.Config{}, "-metrics-secure=false")
