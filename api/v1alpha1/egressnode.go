@@ -58,10 +58,11 @@ type EgressNodeStatus struct {
 	// +listType=atomic
 	BGPSessions []BGPSession `json:"bgpSessions,omitempty"`
 
-	// services are those whose primary or standby is this node, or was until just now.
+	// services are those whose primary or standby is this node, or was until just now, one entry each.
+	// The speaker writes all of them: the API server has no need to keep account of
+	// thousands of entries one by one.
 	// +optional
-	// +listType=map
-	// +listMapKey=key
+	// +listType=atomic
 	Services []EgressNodeService `json:"services,omitempty"`
 
 	// behind are the services, as <namespace>/<name>, with endpoints on this node whose newest

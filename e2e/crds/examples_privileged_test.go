@@ -46,6 +46,16 @@ spec:
   sourceIPBy: "Network"
   network: "blue"
 `},
+	{"everything empty", `
+apiVersion: k8s.ovn.org/v1
+kind: EgressService
+metadata: {name: empty, namespace: default}
+spec:
+  nodeSelector: {matchLabels: {}, matchExpressions: []}
+  network: ""
+status:
+  host: ""
+`},
 	{"no sourceIPBy", `
 apiVersion: k8s.ovn.org/v1
 kind: EgressService

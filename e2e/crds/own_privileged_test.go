@@ -74,7 +74,6 @@ func testNodes(t *testing.T, c client.Client) {
 		{"too many services behind", v1alpha1.EgressNodeStatus{Behind: lines(51)}, "at most 50"},
 		{"too many problems", v1alpha1.EgressNodeStatus{Problems: lines(51)}, "at most 50"},
 		{"a service", v1alpha1.EgressNodeStatus{Services: []v1alpha1.EgressNodeService{service}}, ""},
-		{"a service twice", v1alpha1.EgressNodeStatus{Services: []v1alpha1.EgressNodeService{service, service}}, "Duplicate value"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
