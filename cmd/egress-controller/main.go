@@ -61,7 +61,11 @@ func main() {
 	flag.BoolVar(&o.perService, "metrics-per-service", true, "export the metrics that have series for each EgressService")
 	o.metrics.Register(flag.CommandLine)
 	flag.Parse()
-	if err := run(signals.SetupSignalHandler(), o); err != nil {
+	err := o.RedirectLibraries()
+	if err == nil {
+		err = run(signals.SetupSignalHandler(), o)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "egress-controller:", err)
 		os.Exit(1)
 	}

@@ -65,7 +65,11 @@ func main() {
 	flag.Var(&o.transit, "transit-switch-subnets", "`prefixes` of OVN-Kubernetes' transit switch")
 	flag.Var(&o.masquerade, "masquerade-subnets", "`prefixes` of OVN-Kubernetes' masquerade addresses")
 	flag.Parse()
-	if err := run(signals.SetupSignalHandler(), o); err != nil {
+	err := o.RedirectLibraries()
+	if err == nil {
+		err = run(signals.SetupSignalHandler(), o)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "egress-speaker:", err)
 		os.Exit(1)
 	}

@@ -35,15 +35,19 @@ func (c *Common) Register(flags *flag.FlagSet) {
 	flags.StringVar(&c.MetalLBNamespace, "metallb-namespace", "metallb-system", "`namespace` of MetalLB's objects and of the FRRConfigurations it writes")
 }
 
-// Logger makes the program's logger and sends the libraries' lines through it.
-func (c *Common) Logger() (log.Logger, error) {
-	logger, err := NewLogger(os.Stderr, c.LogLevel)
+// Logger makes the program's logger.
+func (c *Common) Logger() (log.Logger, error) { return NewLogger(os.Stderr, c.LogLevel) }
+
+// RedirectLibraries sends the libraries' lines through the program's logger. It changes the process, and is
+// called once, before anything else runs.
+func (c *Common) RedirectLibraries() error {
+	logger, err := c.Logger()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ctrllog.SetLogger(Logr(logger))
 	klog.SetLogger(Logr(logger))
-	return logger, nil
+	return nil
 }
 
 // RESTConfig finds the API server.
