@@ -3,6 +3,8 @@
 package controllerext
 
 import (
+	"cmp"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,6 +61,7 @@ type Controller struct {
 	subnets   subnetReader
 	selectors selectors
 	outage    outage
+	lost      map[types.NamespacedName]*v1alpha1.Move // whose write seemed to fail: maybe only the answer was lost
 
 	// Of the status loop. serviceConditions is false once the installed CRD turned out to have none.
 	serviceConditions atomic.Bool
@@ -69,7 +72,7 @@ type Controller struct {
 func New(o Options) *Controller {
 	wake := func() chan struct{} { return make(chan struct{}, 1) }
 	c := &Controller{
-		Options: o, selectors: selectors{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
+		Options: o, selectors: selectors{}, lost: map[types.NamespacedName]*v1alpha1.Move{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
 		shared: shared{
 			tracker: liveness.New(), advertised: map[types.NamespacedName]outcome{},
 			moves: map[types.NamespacedName]*move{}, concerned: map[types.NamespacedName]bool{}, namespaces: map[string]bool{},
@@ -121,8 +124,9 @@ type work struct {
 	incapable []string               // sourceIPBy Network: nodes with endpoints that lack what it needs, each with the reason
 	silent    map[string]bool        // nodes whose speaker is
 
-	unwritten error // why the decision did not reach the API server: nothing may follow from it
-	labeled   error // why the primary's label could not be set
+	unwritten error          // why the decision did not reach the API server: nothing may follow from it
+	lost      *v1alpha1.Move // that was part of it
+	labeled   error          // why the primary's label could not be set
 }
 
 // inForce is the assignment's spec that the API server has.
@@ -143,15 +147,22 @@ func (c *Controller) publish(works []*work, counted speakers) {
 	defer c.shared.mutex.Unlock()
 	c.shared.works, c.shared.speakers, c.shared.elected = works, counted, true
 	for _, w := range works {
-		if w.decision.Move != nil && w.unwritten == nil {
-			c.shared.moves[w.key] = &move{Move: *w.decision.Move, promotedAt: now}
+		begun := w.decision.Move
+		if lost := c.lost[w.key]; lost != nil && w.before != nil && w.before.Spec.Epoch == lost.Epoch {
+			// It was written after all.
+			begun = cmp.Or(begun, lost)
+		}
+		delete(c.lost, w.key)
+		if begun != nil && w.unwritten == nil {
+			c.shared.moves[w.key] = &move{Move: *begun, promotedAt: now}
+		}
+		if w.lost != nil {
+			c.lost[w.key] = w.lost
 		}
 	}
-	for key := range c.shared.moves {
-		if !c.shared.concerned[key] {
-			delete(c.shared.moves, key)
-		}
-	}
+	gone := func(key types.NamespacedName) bool { return !c.shared.concerned[key] }
+	maps.DeleteFunc(c.shared.moves, func(key types.NamespacedName, _ *move) bool { return gone(key) })
+	maps.DeleteFunc(c.lost, func(key types.NamespacedName, _ *v1alpha1.Move) bool { return gone(key) })
 }
 
 // concern sets whose Services and EndpointSlices matter from now on. Those kinds are read after it:

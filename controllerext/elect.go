@@ -263,7 +263,7 @@ func (c *Controller) writeAssignment(ctx context.Context, w *work) time.Duration
 // refuse says that the decision is not written: what was before is in force.
 func (w *work) refuse(err error) {
 	w.unwritten, w.assignment = err, w.before
-	w.decision.Move = nil
+	w.lost, w.decision.Move = w.decision.Move, nil
 	w.decision.Assigned = metav1.Condition{
 		Type: v1alpha1.ConditionNodeAssigned, Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonDecisionNotWritten,
 		Message: "the EgressAssignment could not be written: " + err.Error(),

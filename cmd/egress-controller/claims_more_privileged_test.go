@@ -7,14 +7,17 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 )
 
 // assignmentField compares a field of the spec, by its JSON name.
@@ -70,6 +73,37 @@ func (w *world) older(ctx context.Context, args ...string) error {
 	}
 	if time.Since(egress.CreationTimestamp.Time) < time.Second {
 		return fmt.Errorf("it is of %v", egress.CreationTimestamp)
+	}
+	return nil
+}
+
+// says is about the newest generation of the assignment only.
+func (w *world) says(ctx context.Context, args ...string) error {
+	if len(args) < 3 {
+		return errUsage
+	}
+	key, a, _, err := w.both(ctx, args[1:])
+	if err != nil {
+		return err
+	}
+	report := &v1alpha1.EgressNode{}
+	if err := w.client.Get(ctx, client.ObjectKey{Name: args[0]}, report); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(report.Status.Services, func(s v1alpha1.EgressNodeService) bool { return s.Key == key.String() })
+	if i < 0 {
+		return errors.New("nothing")
+	}
+	entry := report.Status.Services[i]
+	if entry.UID != a.UID || entry.ObservedGeneration != a.Generation {
+		return fmt.Errorf("of generation %d, not %d", entry.ObservedGeneration, a.Generation)
+	}
+	facts := map[string]bool{"programmed": entry.Programmed, "offered": entry.Offered, "announced": entry.Announced}
+	for _, word := range args[2:] {
+		fact, negated := strings.CutPrefix(word, "not-")
+		if facts[fact] == negated {
+			return fmt.Errorf("%v", facts)
+		}
 	}
 	return nil
 }

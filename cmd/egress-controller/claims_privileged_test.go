@@ -51,6 +51,7 @@ var claims = map[string]claim{
 	"gone":          {"ns/s", "neither an EgressService nor an EgressAssignment of that name", (*world).gone},
 	"assignment":    {"ns/s FIELD VALUE|-", "a field of the assignment's spec", (*world).assignmentField},
 	"spread":        {"NAMESPACE N,...", "how many of a namespace's services the nodes are primary of, in order", (*world).spread},
+	"says":          {"NODE ns/s [not-]programmed|offered|announced...", "what a node's speaker reports of a service", (*world).says},
 	"older":         {"ns/s", "it is older, in the seconds in which ages are told, than what comes now", (*world).older},
 	"wrote":         {"[<=]N METHOD|any PATH-PART", "so many writes of the controller since tally", (*world).wrote},
 	"failures":      {"N", "at least so many writes of the controller have failed", (*world).failures},

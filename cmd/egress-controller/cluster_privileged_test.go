@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -40,21 +39,22 @@ import (
 
 const metallbNamespace = controlplane.MetalLBNamespace
 
-// cluster is the control plane that all tests of this binary share, one after the other.
+// cluster is a control plane.
 type cluster struct {
 	config     *rest.Config // the admin's
 	kubeconfig string       // the controller's
 	client     client.WithWatch
 	processes  *process.Set
+	dir        string
 }
 
-// shared is started by the first test that asks for it, and stopped by TestMain.
-var shared struct {
-	once    sync.Once
-	cluster *cluster
-	err     error
-	dir     string
-}
+// lanes is how many control planes there are: tests on one wait much of the time, in which the next
+// can work.
+const lanes = 2
+
+// pool has the control planes that no test uses; nil is one that is not started yet. TestMain fills it
+// and stops them.
+var pool = make(chan *cluster, lanes)
 
 func TestMain(m *testing.M) {
 	// Once, before there is anybody to race with: replicas find the libraries' logger set.
@@ -63,19 +63,26 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	ctrlmetrics.Registry = newest{ctrlmetrics.Registry}
+	for range lanes {
+		pool <- nil
+	}
 	code := m.Run()
-	if c := shared.cluster; c != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		if err := c.processes.StopAll(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, "stop the control plane:", err)
+	for range lanes {
+		if err := (<-pool).stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop a control plane:", err)
 			code = 1
 		}
-		cancel()
-	}
-	if shared.dir != "" {
-		_ = os.RemoveAll(shared.dir)
 	}
 	os.Exit(code)
+}
+
+func (c *cluster) stop() error {
+	if c == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return errors.Join(c.processes.StopAll(ctx), os.RemoveAll(c.dir))
 }
 
 // newest is a registry in which a collector takes the place of an equal one: each replica registers
@@ -86,16 +93,18 @@ type newest struct {
 
 // Register implements prometheus.Registerer.
 func (n newest) Register(c prometheus.Collector) error {
-	err := n.RegistererGatherer.Register(c)
-	if old := (prometheus.AlreadyRegisteredError{}); errors.As(err, &old) {
+	for {
+		err := n.RegistererGatherer.Register(c)
+		old := prometheus.AlreadyRegisteredError{}
+		if !errors.As(err, &old) {
+			return err
+		}
 		n.Unregister(old.ExistingCollector)
-		err = n.RegistererGatherer.Register(c)
 	}
-	return err
 }
 
-// startCluster returns the control plane, with an empty world in it.
-func startCluster(t *testing.T) *cluster {
+// takeCluster returns a control plane with an empty world in it, for this test alone.
+func takeCluster(t *testing.T) *cluster {
 	t.Helper()
 	root, err := cache.RepoRoot(".")
 	if err != nil {
@@ -109,52 +118,62 @@ func startCluster(t *testing.T) *cluster {
 			t.Skipf("SKIPPED, this checks nothing: %v", err)
 		}
 	}
-	shared.once.Do(func() { shared.cluster, shared.err = newCluster(root, t.Logf) })
-	if shared.err != nil {
-		t.Fatal(shared.err)
+	c := <-pool
+	t.Cleanup(func() { pool <- c })
+	if c == nil {
+		if c, err = newCluster(t.Context(), root); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := shared.cluster.empty(t.Context()); err != nil {
+	if err := c.empty(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return shared.cluster
+	return c
 }
 
-func newCluster(root string, log func(string, ...any)) (*cluster, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+// newCluster starts a control plane and installs what MetalLB's and our own charts would.
+func newCluster(ctx context.Context, root string) (c *cluster, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	var err error
-	if shared.dir, err = os.MkdirTemp("", "egress-controller-test-"); err != nil {
-		return nil, err
-	}
 	metallb, err := moduleDir(ctx, "go.universe.tf/metallb")
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{}
-	if c.processes, err = process.Open(filepath.Join(shared.dir, "processes")); err != nil {
+	dir, err := os.MkdirTemp("", "egress-controller-test-")
+	if err != nil {
 		return nil, err
 	}
+	processes, err := process.Open(filepath.Join(dir, "processes"))
+	if err != nil {
+		return nil, err
+	}
+	started := &cluster{processes: processes, dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, started.stop())
+		}
+	}()
 	plane, err := controlplane.Up(ctx, controlplane.Options{
-		Dir:      filepath.Join(shared.dir, "plane"),
+		Dir:      filepath.Join(dir, "plane"),
 		RepoRoot: root,
 		Binaries: func(name string) (string, error) { return cache.Binary(root, name) },
 		CRDs:     []fs.FS{os.DirFS(filepath.Join(root, "api", "crds")), os.DirFS(filepath.Join(metallb, "config", "crd", "bases"))},
-	}, c.processes, log)
+	}, processes, func(string, ...any) {})
 	if err != nil {
-		return nil, errors.Join(err, c.processes.StopAll(ctx))
+		return nil, err
 	}
-	c.config = plane.RESTConfig()
 	scheme, err := program.Scheme()
 	if err != nil {
 		return nil, err
 	}
-	if c.client, err = client.NewWithWatch(c.config, client.Options{Scheme: scheme}); err != nil {
+	started.config = plane.RESTConfig()
+	if started.client, err = client.NewWithWatch(started.config, client.Options{Scheme: scheme}); err != nil {
 		return nil, err
 	}
-	if c.kubeconfig, err = plane.KubeconfigFor(ctx, "egress-controller", "system:masters"); err != nil {
+	if started.kubeconfig, err = plane.KubeconfigFor(ctx, "egress-controller", "system:masters"); err != nil {
 		return nil, err
 	}
-	return c, c.createNamespace(ctx, metallbNamespace)
+	return started, started.createNamespace(ctx, metallbNamespace)
 }
 
 // moduleDir is the folder of a module that this repository requires.

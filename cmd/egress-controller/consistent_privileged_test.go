@@ -162,11 +162,8 @@ func (s *state) orphans() error {
 		return egress != nil && service != nil && egress.Spec.SourceIPBy != egressv1.SourceIPNetwork && service.Spec.Type == corev1.ServiceTypeLoadBalancer
 	}
 	for _, a := range s.advertisements {
-		if a.Labels[v1alpha1.ManagedByLabel] != v1alpha1.ManagedByValue {
-			continue
-		}
-		namespace, name, _ := strings.Cut(a.Annotations[v1alpha1.OwnerAnnotation], "/")
-		if !advertises(types.NamespacedName{Namespace: namespace, Name: name}) {
+		namespace, name, ours := strings.Cut(a.Annotations[v1alpha1.OwnerAnnotation], "/")
+		if ours && !advertises(types.NamespacedName{Namespace: namespace, Name: name}) {
 			problems = append(problems, fmt.Errorf("advertisement %s, of %s/%s, is left", a.Name, namespace, name))
 		}
 	}
@@ -231,7 +228,7 @@ func (w *world) decisions(ctx context.Context, only string) (string, error) {
 	}
 	var lines []string
 	for key, a := range s.assignments {
-		if key == canary || only != "" && key.String() != only {
+		if key.Namespace == canaries || only != "" && key.String() != only {
 			continue
 		}
 		spec, err := json.Marshal(a.Spec)

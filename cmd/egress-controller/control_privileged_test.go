@@ -18,6 +18,7 @@ import (
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"rsc.io/script"
@@ -59,17 +60,16 @@ func (w *world) control(ctx context.Context, args ...string) error {
 func (w *world) start(ctx context.Context, flags ...string) error {
 	r := w.startReplica(context.WithoutCancel(ctx), flags...)
 	w.replicas = append(w.replicas, r)
-	barrier := make(chan error, 1)
+	looked := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { barrier <- w.barrier(ctx) }()
+	go func() { looked <- w.looked(ctx) }()
 	select {
-	case err := <-barrier:
+	case err := <-looked:
 		return err
 	case <-r.ended:
 		cancel()
-		<-barrier
-		return fmt.Errorf("the controller ended: %w", r.err)
+		return errors.Join(fmt.Errorf("the controller ended: %w", r.err), <-looked)
 	}
 }
 
@@ -79,7 +79,7 @@ func (w *world) stopAll() error {
 	for _, r := range w.replicas {
 		problems = append(problems, r.stop())
 	}
-	w.replicas = nil
+	w.past, w.replicas = append(w.past, w.replicas...), nil
 	return errors.Join(problems...)
 }
 
@@ -99,6 +99,8 @@ func (w *world) failing(_ context.Context, args ...string) error {
 	var decide func(*http.Request) fault
 	switch {
 	case len(args) == 1 && args[0] == "none":
+	case len(args) == 2 && args[0] == "watches" && args[1] == "expire":
+		decide = expire
 	case len(args) == 3:
 		f, err := faultOf(args[2])
 		if err != nil {
@@ -119,21 +121,28 @@ func (w *world) failing(_ context.Context, args ...string) error {
 	return nil
 }
 
+// expire lets every watch that is to go on where another ended start anew instead: with a list, in
+// which what was deleted meanwhile is just missing.
+func expire(request *http.Request) fault {
+	query := request.URL.Query()
+	if query.Get("watch") == "" || query.Get("sendInitialEvents") != "" {
+		return fault{}
+	}
+	return refuse(http.StatusGone, metav1.StatusReasonExpired)
+}
+
 // faultOf reads a word of the command failing.
 func faultOf(word string) (fault, error) {
 	switch word {
 	case "reset":
-		return fault{answer: func(*http.Request) (*http.Response, error) { return nil, syscall.ECONNRESET }}, nil
+		return fault{broken: syscall.ECONNRESET}, nil
+	case "lost":
+		return fault{lost: syscall.ECONNRESET}, nil
 	case "hang":
-		return fault{answer: func(request *http.Request) (*http.Response, error) {
-			<-request.Context().Done()
-			return nil, request.Context().Err()
-		}}, nil
-	case "410":
-		return fault{answer: status(http.StatusGone, "Expired", "made to expire")}, nil
+		return fault{before: func(ctx context.Context) { <-ctx.Done() }, broken: context.DeadlineExceeded}, nil
 	}
 	code, err := strconv.Atoi(word)
-	return fault{answer: status(code, "", "made to fail")}, err
+	return refuse(code, ""), err
 }
 
 // tally is the command of that name: wrote counts from here on.
@@ -210,7 +219,7 @@ func (w *world) object(ctx context.Context, kind, name string) (client.Object, e
 	}
 	owned, err := w.owned(ctx, key)
 	if err == nil && len(owned) != 1 {
-		err = fmt.Errorf("there are %d advertisements of %s", len(owned), name)
+		err = fmt.Errorf("%w, but %d advertisements of %s", errAbsent, len(owned), name)
 	}
 	if err != nil {
 		return nil, err
@@ -278,20 +287,6 @@ func (w *world) apply(s *script.State, args ...string) (script.WaitFunc, error) 
 	return nil, w.applyFile(s, args[0])
 }
 
-func (w *world) refused(s *script.State, args ...string) (script.WaitFunc, error) {
-	if len(args) < 2 {
-		return nil, script.ErrUsage
-	}
-	err := w.applyFile(s, args[0])
-	if !apierrors.IsInvalid(err) {
-		return nil, fmt.Errorf("want it refused as invalid, got %w", err)
-	}
-	if !containsAll(err.Error(), args[1:]) {
-		return nil, err
-	}
-	return nil, nil
-}
-
 // situation is what to look at after a failure.
 func (w *world) situation() string {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -306,7 +301,7 @@ func (w *world) situation() string {
 			fmt.Fprintln(&text, err)
 		}
 	}
-	fmt.Fprintln(&text, "--- what the controllers wrote last")
+	fmt.Fprintln(&text, "== what the controllers wrote last")
 	for _, one := range lastOf(w.writes(), 30) {
 		fmt.Fprintln(&text, one)
 	}

@@ -22,7 +22,7 @@ import (
 func describe(to io.Writer, list client.ObjectList) error {
 	return meta.EachListItem(list, func(item objectOfList) error {
 		object, ok := item.(client.Object)
-		if !ok || permanent(object) || object.GetNamespace() == canary.Namespace {
+		if !ok || permanent(object) || object.GetNamespace() == canaries {
 			return nil
 		}
 		var parts []any
@@ -44,7 +44,7 @@ func describe(to io.Writer, list client.ObjectList) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(to, "--- %T %s %s\n", object, client.ObjectKeyFromObject(object), text)
+		_, err = fmt.Fprintf(to, "== %T %s %s\n", object, client.ObjectKeyFromObject(object), text)
 		return err
 	})
 }

@@ -25,6 +25,10 @@ const (
 
 // poll asks until the answer is nil, and returns the last one when its patience is over.
 func poll(ctx context.Context, what string, ask func(context.Context) error) error {
+	return pollFor(ctx, patience, what, ask)
+}
+
+func pollFor(ctx context.Context, patience time.Duration, what string, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	ticker := time.NewTicker(glance)

@@ -54,7 +54,7 @@ func (r *replica) stop() error {
 	case <-time.After(patience):
 		return fmt.Errorf("the controller has not ended after %v", patience)
 	}
-	r.traffic.reset()
+	r.traffic.sever()
 	if r.err != nil && !r.severed {
 		return fmt.Errorf("the controller ended: %w", r.err)
 	}

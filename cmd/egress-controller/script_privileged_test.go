@@ -29,7 +29,10 @@ func TestScripts(t *testing.T) {
 		t.Fatalf("no scripts: %v", err)
 	}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) { playScript(t, file) })
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			playScript(t, file)
+		})
 	}
 }
 
@@ -88,7 +91,7 @@ func newEngine(w *world) *script.Engine {
 		}
 	}
 	act("controller", "start [FLAG]...|stop|restart|second|kill|disconnect", "the controller's life, and its connections", w.control)
-	act("failing", "METHOD URI-PART CODE|reset|hang | none", "fail the controller's requests from now on", w.failing)
+	act("failing", "METHOD URI-PART CODE|reset|lost|hang | watches expire | none", "fail the controller's requests from now on", w.failing)
 	act("node", "NODE [zone=Z|hostname=H|KEY=VALUE|KEY-|WORD]...", "make or change a Node, with a speaker", w.makeNode)
 	act("speaker", "NODE [WORD]...", "how a node's speaker behaves from now on", w.makeSpeaker)
 	act("service", "ns/s [IP]... [type=T] [local] [pool=P] [key=K] | delete", "make or change a Service", w.makeService)
@@ -98,10 +101,9 @@ func newEngine(w *world) *script.Engine {
 	act("delete", "KIND NAME", "delete any object, as a user may", w.remove)
 	act("remember", "", "remember all decisions, for unchanged", alone(w.remember))
 	act("tally", "", "count writes from here on, for wrote", alone(w.tally))
-	act("settled", "", "wait until the controller has worked through everything", alone(w.barrier))
+	act("settled", "", "wait until the controller has worked through everything", alone(w.settled))
 	act("quiet", "", "force one more sync and see that it writes nothing, and that all objects agree", alone(w.quiet))
 	engine.Cmds["apply"] = script.Command(script.CmdUsage{Summary: "create or change the object in a file", Args: "FILE"}, w.apply)
-	engine.Cmds["refused"] = script.Command(script.CmdUsage{Summary: "the API server refuses the object in a file, with those words", Args: "FILE TEXT..."}, w.refused)
 	for name, c := range claims {
 		act(name, c.args, "wait until it is true: "+c.summary, func(ctx context.Context, args ...string) error {
 			return poll(ctx, "it is not so", func(ctx context.Context) error { return c.check(w, ctx, args...) })
@@ -127,7 +129,7 @@ func (w *world) stays(ctx context.Context, args ...string) error {
 	if !known {
 		return fmt.Errorf("what is %q?", args[0])
 	}
-	if err := w.barrier(ctx); err != nil {
+	if err := w.looked(ctx); err != nil {
 		return err
 	}
 	return c.check(w, ctx, args[1:]...)

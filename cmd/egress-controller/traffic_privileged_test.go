@@ -7,6 +7,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 )
 
@@ -33,7 +35,6 @@ func (w write) String() string {
 type traffic struct {
 	mutex    sync.Mutex
 	writes   []write
-	requests int // all of them
 	fault    func(*http.Request) fault
 	cut      bool
 	connects map[net.Conn]bool
@@ -43,10 +44,10 @@ type traffic struct {
 type fault struct {
 	// before runs first, in place of a slow network.
 	before func(context.Context)
-	// answer, when not nil, is given instead of the API server's.
-	answer func(*http.Request) (*http.Response, error)
-	// lost is the error given instead of the API server's answer, although the request reached it.
-	lost error
+	// refused, when not nil, is the API server's answer to a request that it has not seen.
+	refused *metav1.Status
+	// broken is the error of a request that never arrived, lost that of one that did.
+	broken, lost error
 }
 
 // tune makes a REST configuration go this way.
@@ -106,12 +107,6 @@ func (t *traffic) written() []write {
 	return append([]write{}, t.writes...)
 }
 
-func (t *traffic) requested() int {
-	t.mutex.Lock()
-	defer t.mutex.Unlock()
-	return t.requests
-}
-
 type roundTripper struct {
 	*traffic
 	next http.RoundTripper
@@ -133,27 +128,55 @@ func (r roundTripper) RoundTrip(request *http.Request) (*http.Response, error) {
 	if f.before != nil {
 		f.before(request.Context())
 	}
-	var response *http.Response
-	switch {
-	case cut:
-		err = errCut
-	case f.answer != nil:
-		response, err = f.answer(request)
-	default:
-		if response, err = r.next.RoundTrip(request); err == nil && f.lost != nil {
-			_ = response.Body.Close()
-			response, err = nil, f.lost
-		}
+	if cut {
+		f.broken = errCut
 	}
+	response, err := r.send(request, f)
 	r.answered(index, response, err)
 	return response, err
+}
+
+func (r roundTripper) send(request *http.Request, f fault) (*http.Response, error) {
+	switch {
+	case f.broken != nil:
+		return nil, f.broken
+	case f.refused != nil:
+		return refusal(request, f.refused)
+	}
+	response, err := r.next.RoundTrip(request)
+	if err == nil && f.lost != nil {
+		_ = response.Body.Close()
+		return nil, f.lost
+	}
+	return response, err
+}
+
+// refusal is an answer of the API server's.
+func refusal(request *http.Request, refused *metav1.Status) (*http.Response, error) {
+	body, err := json.Marshal(refused)
+	if err != nil {
+		return nil, err
+	}
+	code := int(refused.Code)
+	return &http.Response{
+		Status: fmt.Sprintf("%d %s", code, http.StatusText(code)), StatusCode: code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(body)),
+		ContentLength: int64(len(body)), Request: request,
+	}, nil
+}
+
+// refuse is the fault of an API server that answers with a code.
+func refuse(code int, reason metav1.StatusReason) fault {
+	return fault{refused: &metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
+		Code: int32(code), Reason: reason, Message: "made to fail",
+	}}
 }
 
 // note takes note of a write, and returns its index; -1 of a read.
 func (r roundTripper) note(request *http.Request) (int, *http.Request, error) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	r.requests++
 	if request.Method == http.MethodGet {
 		return -1, request, nil
 	}
@@ -198,16 +221,4 @@ func printable(body []byte) string {
 		text = text[:most] + "..."
 	}
 	return text
-}
-
-// status answers with a failure of the API server's.
-func status(code int, reason, message string) func(*http.Request) (*http.Response, error) {
-	body := fmt.Sprintf(`{"kind":"Status","apiVersion":"v1","status":"Failure","message":%q,"reason":%q,"code":%d}`, message, reason, code)
-	return func(request *http.Request) (*http.Response, error) {
-		return &http.Response{
-			Status: fmt.Sprintf("%d %s", code, http.StatusText(code)), StatusCode: code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-			Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(body)),
-			ContentLength: int64(len(body)), Request: request,
-		}, nil
-	}
 }

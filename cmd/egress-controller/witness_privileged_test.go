@@ -63,7 +63,7 @@ func (w *witness) stop() {
 
 // follow watches one kind, again from the last version when a watch ends.
 func (w *witness) follow(ctx context.Context, c client.WithWatch, list client.ObjectList, from string) {
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && w.failure() == nil {
 		watching, err := c.Watch(ctx, list, &client.ListOptions{Raw: listFrom(from)})
 		if err != nil {
 			w.fail(ctx, err)
@@ -73,8 +73,7 @@ func (w *witness) follow(ctx context.Context, c client.WithWatch, list client.Ob
 			object, ok := event.Object.(client.Object)
 			if !ok || event.Type == watch.Error {
 				w.fail(ctx, fmt.Errorf("watch %T: %w", list, apierrors.FromObject(event.Object)))
-				watching.Stop()
-				return
+				break
 			}
 			from = object.GetResourceVersion()
 			if event.Type != watch.Deleted {
@@ -82,6 +81,10 @@ func (w *witness) follow(ctx context.Context, c client.WithWatch, list client.Ob
 			}
 		}
 		watching.Stop()
+		for range watching.ResultChan() {
+			// Whoever sends ends only when nothing is left to send.
+			continue
+		}
 	}
 }
 
@@ -91,6 +94,12 @@ func (w *witness) fail(ctx context.Context, err error) {
 	if ctx.Err() == nil {
 		w.err = errors.Join(w.err, err)
 	}
+}
+
+func (w *witness) failure() error {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	return w.err
 }
 
 func (w *witness) saw(object client.Object) {
@@ -113,6 +122,9 @@ func (w *witness) verdict() error {
 	problems := []error{w.err}
 	last := map[string]*v1alpha1.EgressAssignment{}
 	for _, v := range w.assignments {
+		if v.object.Labels[v1alpha1.ManagedByLabel] == "" {
+			continue // a user's
+		}
 		before := last[string(v.object.UID)]
 		last[string(v.object.UID)] = v.object
 		if before == nil {

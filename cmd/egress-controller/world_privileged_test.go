@@ -12,11 +12,13 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	corev1 "k8s.io/api/core/v1"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
@@ -26,26 +28,38 @@ import (
 // world is what one test plays in: an empty cluster, fake speakers, and any number of controllers.
 type world struct {
 	*cluster
+	before   goleak.Option // the goroutines that were there before anything of the test
 	fleet    *speakers.Fleet
 	witness  *witness
 	replicas []*replica
+	past     []*replica // that were stopped
 	// remembered is what the command remember saw.
 	remembered string
 	// tallied is how many writes there were at the command tally.
 	tallied    int
 	bumps      int
+	policies   map[types.NamespacedName]v1alpha1.FailurePolicy // of the canaries
 	namespaces map[string]bool
 	speaking   map[string]bool // nodes with a speaker
 }
 
-// canary is an EgressService without a Service, by which a test tells that the controller has
-// worked through everything: see barrier.
-var canary = types.NamespacedName{Namespace: "canary", Name: "canary"}
+// canaries is the namespace of two EgressServices without a Service, by which a test tells that the
+// controller has worked through everything: see settled and looked.
+const canaries = "canary"
+
+var (
+	// slowCanary is never ready: what is not ready for a moment only is not written, so that its
+	// status comes last of all.
+	slowCanary = types.NamespacedName{Namespace: canaries, Name: "slow"}
+	// quickCanary is of sourceIPBy Network, and always ready.
+	quickCanary = types.NamespacedName{Namespace: canaries, Name: "quick"}
+)
 
 // newWorld empties the cluster and ends everything with the test.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{cluster: startCluster(t), namespaces: map[string]bool{}, speaking: map[string]bool{}}
+	c := takeCluster(t)
+	w := &world{cluster: c, before: goleak.IgnoreCurrent(), namespaces: map[string]bool{}, speaking: map[string]bool{}, policies: map[types.NamespacedName]v1alpha1.FailurePolicy{}}
 	t.Cleanup(func() {
 		if err := w.end(); err != nil {
 			t.Error(err)
@@ -59,10 +73,10 @@ func newWorld(t *testing.T) *world {
 	if w.witness, err = startWitness(ctx, w.client); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.inNamespace(ctx, canary.Namespace); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.client.Create(ctx, &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: canary.Namespace, Name: canary.Name}}); err != nil {
+	err = errors.Join(
+		w.makeEgress(ctx, slowCanary.String()),
+		w.makeEgress(ctx, quickCanary.String(), "by="+string(egressv1.SourceIPNetwork)))
+	if err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -83,6 +97,18 @@ func (w *world) end() error {
 	return errors.Join(problems...)
 }
 
+// leaked lists the goroutines that are left when everything has ended.
+func (w *world) leaked(context.Context) error {
+	transport, err := rest.TransportFor(w.config)
+	if err != nil {
+		return err
+	}
+	utilnet.CloseIdleConnectionsFor(transport) // the test's own
+	// Watches of metadata, which only the fake speakers have, may leave theirs when they are stopped
+	// with an event at hand (controller-runtime, newGVKFixupWatcher).
+	return goleak.Find(w.before, goleak.IgnoreTopFunction("k8s.io/apimachinery/pkg/watch.(*filteredWatch).loop"))
+}
+
 // inNamespace makes a namespace that a test names.
 func (w *world) inNamespace(ctx context.Context, name string) error {
 	if w.namespaces[name] {
@@ -92,25 +118,40 @@ func (w *world) inNamespace(ctx context.Context, name string) error {
 	return w.createNamespace(ctx, name)
 }
 
-// barrier returns when the controller has seen and worked through everything that happened before.
-// It changes the canary's failure policy and waits until its status answers that: the controller
-// decides all services at once, and writes the status of one that is not ready only after some
-// time, in which whatever it held back of other services is written too.
-func (w *world) barrier(ctx context.Context) error {
+// settled returns when the controller has seen and worked through everything that happened before,
+// and has written all that follows from it, statuses included. The quick canary's status is written
+// in the round after the slow one's.
+func (w *world) settled(ctx context.Context) error {
+	return errors.Join(w.sing(ctx, slowCanary), w.sing(ctx, quickCanary))
+}
+
+// looked returns when the controller has seen what happened before, and has decided. Changes of
+// different kinds of objects may overtake each other on their way to it; not by a whole round.
+func (w *world) looked(ctx context.Context) error {
+	return errors.Join(w.sing(ctx, quickCanary), w.sing(ctx, quickCanary))
+}
+
+// sing changes a canary's failure policy and waits until its status answers that: the controller
+// decides all services at once, and writes statuses after everything else.
+func (w *world) sing(ctx context.Context, canary types.NamespacedName) error {
 	w.bumps++
-	policy := []v1alpha1.FailurePolicy{v1alpha1.FailOpen, v1alpha1.FailClosed}[w.bumps%2]
+	policy := v1alpha1.FailOpen
+	if w.policies[canary] == policy {
+		policy = v1alpha1.FailClosed
+	}
+	w.policies[canary] = policy
 	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.FailurePolicyAnnotation, policy)
 	egress := &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: canary.Namespace, Name: canary.Name}}
 	if err := w.client.Patch(ctx, egress, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
 		return err
 	}
 	return poll(ctx, "the controller works through everything", func(ctx context.Context) error {
-		a := &v1alpha1.EgressAssignment{}
-		if err := w.client.Get(ctx, canary, a); err != nil {
+		_, a, egress, err := w.both(ctx, []string{canary.String()})
+		if err != nil {
 			return err
 		}
 		current := func(c metav1.Condition) bool { return c.ObservedGeneration == a.Generation }
-		if a.Spec.FailurePolicy != policy || len(a.Status.Conditions) == 0 || !slices.ContainsFunc(a.Status.Conditions, current) {
+		if a.Spec.FailurePolicy != policy || !slices.ContainsFunc(a.Status.Conditions, current) || len(egress.Status.Conditions) == 0 {
 			return errors.New("the canary's assignment has not followed")
 		}
 		return nil
@@ -120,9 +161,9 @@ func (w *world) barrier(ctx context.Context) error {
 // writes are what all controllers wrote, but for the Lease of their election and the canary.
 func (w *world) writes() []write {
 	var all []write
-	for _, r := range w.replicas {
+	for _, r := range slices.Concat(w.past, w.replicas) {
 		for _, one := range r.traffic.written() {
-			if !strings.HasSuffix(one.path, election) && !strings.Contains(one.path, "/namespaces/"+canary.Namespace+"/") &&
+			if !strings.HasSuffix(one.path, election) && !strings.Contains(one.path, "/namespaces/"+canaries+"/") &&
 				!(strings.HasSuffix(one.path, "/leases") && strings.Contains(one.body, "egress-controller")) {
 				all = append(all, one)
 			}
@@ -172,7 +213,7 @@ func (w *world) quiet(ctx context.Context) error {
 	var extra []write
 	for range syncsToQuiet {
 		before := len(w.writes())
-		if err := errors.Join(w.touch(ctx), w.barrier(ctx)); err != nil {
+		if err := errors.Join(w.touch(ctx), w.settled(ctx)); err != nil {
 			return err
 		}
 		if extra = w.writes()[before:]; len(extra) == 0 {
