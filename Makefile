@@ -68,11 +68,17 @@ generate-check: ## fail if "make generate" changes anything
 	@before=$$(mktemp -d); trap 'rm -rf "$$before"' EXIT; cp -R api "$$before/"; $(MAKE) generate; \
 	git diff --no-index --exit-code "$$before/api" api || { echo "api/ was not up to date: commit what make generate has made"; exit 1; }
 
+rows: ## list the rows of docs/upstream.md that no test is named after; fail if one is forgotten
+	go run ./hack/rows
+
 tools: ## build and install everything that the lab and the checks need
 	$(TOOLS) all
 
-bench: ## benchmarks (not built yet)
-	@echo "make bench: the benchmarks are not built yet." >&2; exit 1
+bench: ## measure the controller side by side with a bare client; BENCH="-cells 5000x1000" for another size (docs/benchmarks.md)
+	$(TOOLS) kubernetes
+	$(MAKE) build
+	$(PLAIN) go test -run '^$$' -bench . -benchmem ./controllerext/election
+	$(PLAIN) go run ./e2e/bench $(BENCH)
 
 e2e: ## the kind cluster (not built yet)
 	@echo "make e2e: the end-to-end tests on a kind cluster are not built yet; make test runs those in the lab." >&2; exit 1
@@ -83,4 +89,4 @@ images: ## container images (not built yet)
 clean: ## remove bin/; the tools' cache is in $XDG_CACHE_HOME/metallb-egress and may be deleted by hand
 	rm -rf bin
 
-.PHONY: help build lab lab-down test test-full test-unit test-privileged test-e2e lint generate generate-check tools bench e2e images clean
+.PHONY: help build lab lab-down test test-full test-unit test-control test-privileged test-e2e lint generate generate-check rows tools bench e2e images clean

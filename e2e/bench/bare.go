@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,61 +26,62 @@ import (
 
 const bareOwner = client.FieldOwner("metallb-egress-controller")
 
-// job is one piece of the bare client's work; its writes follow one another.
-type job struct {
-	// at is when it was done in our run, 0 to 1: the jobs are begun in this order.
-	at float64
-	do func(ctx context.Context) error
-}
-
 // bareClient writes what another run wrote, as often, and nothing else. It decides nothing: what it writes is made up before.
 type bareClient struct {
 	*world
 	writes writes
 }
 
+// bareOutcome is how long a run of the bare client took, and the CPU time of the API server and its store.
+type bareOutcome struct{ took, server time.Duration }
+
 // measureBare issues the writes of our run in a new world of the same size, which has no controller and whose speakers only renew their
 // leases, and returns how long that takes.
-func (b *bench) measureBare(ctx context.Context, c cell, like outcome, these writes) (took time.Duration, err error) {
+func (b *bench) measureBare(ctx context.Context, c cell, like outcome, these writes) (one bareOutcome, err error) {
 	w, err := b.up(ctx, c.services, c.nodes)
 	if err != nil {
-		return 0, err
+		return one, err
 	}
 	defer func() { err = errors.Join(err, w.down(ctx)) }()
 	if err := w.addNodes(ctx, c.nodes, speakers.Behaviour{Mute: true}); err != nil {
-		return 0, err
+		return one, err
 	}
 	bare := &bareClient{world: w, writes: these}
 	// The same watch as in our run, which the API server has to serve.
 	labels, err := w.watchLabels(ctx, 0, "")
 	if err != nil {
-		return 0, err
+		return one, err
 	}
 	defer labels.stop()
-	warm := &bareClient{world: w, writes: writes{createEgress: w.services, createAssignment: w.services, updateAssignment: w.services,
-		applyService: w.services, createAdvertised: w.services, patchEgressStatus: w.services, patchAssignedState: w.services}}
+	warm := &bareClient{world: w, writes: writes{}}
+	for kind := range these {
+		warm.writes[kind] = w.services
+	}
 	warmUp := []job{{do: func(ctx context.Context) error { return warm.chain(ctx, w.services) }}}
 	warmUp = append(warmUp, bare.reports([]speakers.Report{{Node: nodeName(0), Services: 1}}, like)...)
 	if err := runJobs(ctx, warmUp); err != nil {
-		return 0, fmt.Errorf("warm-up: %w", err)
+		return one, fmt.Errorf("warm-up: %w", err)
 	}
 	if _, err := w.quiet(ctx); err != nil {
-		return 0, err
+		return one, err
 	}
 	jobs := slices.Concat(bare.labelJobs(like.changes, like), bare.reports(like.reports, like))
 	for i := range w.services {
 		at := (float64(i) + 0.5) / float64(w.services)
-		jobs = append(jobs, job{at, func(ctx context.Context) error { return bare.chain(ctx, i) }})
+		jobs = append(jobs, job{at, "", func(ctx context.Context) error { return bare.chain(ctx, i) }})
 	}
-	slices.SortStableFunc(jobs, func(a, b job) int { return cmp.Compare(a.at, b.at) })
+	before, err := w.serverCPU()
+	if err != nil {
+		return one, err
+	}
 	began := time.Now()
-	err = runJobs(ctx, jobs)
-	return time.Since(began), err
-}
-
-// runJobs does the jobs in their order with all writers.
-func runJobs(ctx context.Context, jobs []job) error {
-	return parallel(ctx, len(jobs), writers, func(ctx context.Context, i int) error { return jobs[i].do(ctx) })
+	if err := runJobs(ctx, jobs); err != nil {
+		return one, err
+	}
+	one.took = time.Since(began)
+	one.server, err = w.serverCPU()
+	one.server -= before
+	return one, err
 }
 
 // chain writes everything of one service.
@@ -176,7 +176,8 @@ func (b *bareClient) labelJobs(changes []labelChange, like outcome) []job {
 	jobs := make([]job, len(changes))
 	for i, change := range changes {
 		patch, err := labelPatch(change.keys)
-		jobs[i] = job{float64(change.at.Sub(like.began)) / float64(like.labelled), func(ctx context.Context) error {
+		at := float64(change.at.Sub(like.began)) / float64(like.labelled)
+		jobs[i] = job{at, "labels of " + change.node, func(ctx context.Context) error {
 			return errors.Join(err, b.patchNode(ctx, change.node, patch))
 		}}
 	}
@@ -204,7 +205,8 @@ func (b *bareClient) reports(reports []speakers.Report, like outcome) []job {
 	jobs := make([]job, len(reports))
 	for i, report := range reports {
 		patch, err := reportPatch(report.Services, i)
-		jobs[i] = job{float64(report.At.Sub(like.began)) / float64(max(1, like.labelled)), func(ctx context.Context) error {
+		at := float64(report.At.Sub(like.began)) / float64(max(1, like.labelled))
+		jobs[i] = job{at, "report of " + report.Node, func(ctx context.Context) error {
 			own := &v1alpha1.EgressNode{ObjectMeta: metav1.ObjectMeta{Name: report.Node}}
 			return errors.Join(err, b.admin.Status().Patch(ctx, own, client.RawPatch(types.MergePatchType, patch)))
 		}}
@@ -212,14 +214,17 @@ func (b *bareClient) reports(reports []speakers.Report, like outcome) []job {
 	return jobs
 }
 
-// reportPatch differs from every other, as the API server does not write what is equal.
+// reportPatch differs from every other, in one entry: the API server does not write what is equal.
 func reportPatch(services, number int) ([]byte, error) {
 	entries := make([]v1alpha1.EgressNodeService, services)
 	for i := range entries {
 		entries[i] = v1alpha1.EgressNodeService{
-			Key: benchNamespace + "/" + serviceName(i), UID: "00000000-0000-0000-0000-000000000000", ObservedGeneration: int64(number), Role: v1alpha1.RolePrimary,
+			Key: benchNamespace + "/" + serviceName(i), UID: "00000000-0000-0000-0000-000000000000", ObservedGeneration: 1, Role: v1alpha1.RolePrimary,
 			Programmed: true, Offered: true, Announced: true, Addresses: []string{plus(firstService, i).String()},
 		}
+	}
+	if services > 0 {
+		entries[services-1].ObservedGeneration = int64(number)
 	}
 	return json.Marshal(map[string]any{"status": map[string]any{"behindCount": number, "services": entries}})
 }
@@ -265,7 +270,7 @@ func newAdvertisement(assignment *v1alpha1.EgressAssignment) *metallbv1beta1.BGP
 // newEvent is an event as the controller records it.
 func newEvent(about *egressv1.EgressService) *eventsv1.Event {
 	return &eventsv1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: about.Namespace, GenerateName: about.Name + "."},
+		ObjectMeta: metav1.ObjectMeta{Namespace: about.Namespace, Name: fmt.Sprintf("%s.%x", about.Name, time.Now().UnixNano())},
 		EventTime:  metav1.NowMicro(), ReportingController: "egress-controller", ReportingInstance: "bench", Action: "Assign",
 		Reason: v1alpha1.EventAssigned, Type: corev1.EventTypeNormal, Note: "node-0000 is the primary, node-0001 the standby",
 		Regarding: corev1.ObjectReference{

@@ -20,6 +20,8 @@ import (
 type loss struct {
 	ours, bare time.Duration
 	patches    int // of Nodes
+	// reports and others are writes meanwhile that the bare client does not issue; others are status and events.
+	reports, others int
 }
 
 // loseNodes measures, in one world, how long it takes until all services of a node that is lost have their labels elsewhere, and how long
@@ -53,7 +55,14 @@ func (b *bench) loseNodes(ctx context.Context) (err error) {
 	if err := w.waitLabels(ctx, labels, ours); err != nil {
 		return err
 	}
+	// The other nodes come while no controller looks: the first of them would become the standby of all.
+	if err := ours.stop(ctx); err != nil {
+		return err
+	}
 	if err := w.addNodes(ctx, b.failover.nodes, speakers.Behaviour{}); err != nil {
+		return err
+	}
+	if ours, err = w.startController(ctx); err != nil {
 		return err
 	}
 	var losses []loss
@@ -84,6 +93,10 @@ func (w *world) loseFirst(ctx context.Context, ours *controller) (one loss, err 
 		return one, err
 	}
 	defer labels.stop()
+	written, err := w.count(ctx)
+	if err != nil {
+		return one, err
+	}
 	began := time.Now()
 	w.fleet.Set(lost, speakers.Behaviour{Dead: true})
 	if err := w.setReady(ctx, lost, corev1.ConditionUnknown); err != nil {
@@ -92,13 +105,18 @@ func (w *world) loseFirst(ctx context.Context, ours *controller) (one loss, err 
 	if err := w.waitLabels(ctx, labels, ours); err != nil {
 		return one, err
 	}
-	_, last, _ := labels.result()
-	one.ours = last.Sub(began)
+	after, err := w.count(ctx)
+	if err != nil {
+		return one, err
+	}
+	_, last, changes := labels.result()
+	one.ours, one.patches = last.Sub(began), len(changes)
+	meanwhile := after.minus(written)
+	one.reports = meanwhile[patchReport]
+	one.others = meanwhile.total() - one.reports - meanwhile.only([]write{updateAssignment, patchAssignment, patchNode}).total()
 	if _, err := w.quiet(ctx); err != nil {
 		return one, err
 	}
-	_, _, changes := labels.result()
-	one.patches = len(changes)
 	if err := ours.stop(ctx); err != nil {
 		return one, err
 	}
@@ -108,7 +126,7 @@ func (w *world) loseFirst(ctx context.Context, ours *controller) (one loss, err 
 
 // standbysReady waits until every service has its primary on the node and an acknowledged standby elsewhere, and returns the assignments.
 func (w *world) standbysReady(ctx context.Context, node string) (assignments v1alpha1.EgressAssignmentList, err error) {
-	err = poll(ctx, "the standbys", 200*time.Millisecond, func(ctx context.Context) (bool, error) {
+	err = poll(ctx, patience, "the standbys", 200*time.Millisecond, func(ctx context.Context) (bool, error) {
 		assignments = v1alpha1.EgressAssignmentList{}
 		if err := w.admin.List(ctx, &assignments, client.InNamespace(benchNamespace)); err != nil {
 			return false, err
@@ -152,11 +170,9 @@ func (w *world) moveBack(ctx context.Context, before v1alpha1.EgressAssignmentLi
 	bare := &bareClient{world: w}
 	var jobs []job
 	for i := range now.Items {
-		assignment := &now.Items[i]
 		// Lists of the API server are ordered by name.
-		assignment.Spec.Primary, assignment.Spec.Standby = before.Items[i].Spec.Primary, before.Items[i].Spec.Standby
-		assignment.Spec.Epoch++
-		jobs = append(jobs, job{do: func(ctx context.Context) error { return w.account.Update(ctx, assignment, bareOwner) }})
+		assignment, spec := &now.Items[i], before.Items[i].Spec
+		jobs = append(jobs, job{do: func(ctx context.Context) error { return bare.promote(ctx, assignment, spec.Primary, spec.Standby) }})
 	}
 	for _, change := range changes {
 		back := map[string]bool{}
@@ -167,7 +183,7 @@ func (w *world) moveBack(ctx context.Context, before v1alpha1.EgressAssignmentLi
 		if err != nil {
 			return 0, err
 		}
-		jobs = append(jobs, job{do: func(ctx context.Context) error { return bare.patchNode(ctx, change.node, patch) }})
+		jobs = append(jobs, job{target: change.node, do: func(ctx context.Context) error { return bare.patchNode(ctx, change.node, patch) }})
 	}
 	began := time.Now()
 	// The node's own change of state, with which our clock starts, counts here too.

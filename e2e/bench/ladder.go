@@ -32,8 +32,9 @@ type outcome struct {
 	memory, peak           int64
 	fairness               string
 	idle                   *idle
-	// bare is how long the bare client took for the writes without which there are no labels; same for all that the controller wrote meanwhile.
-	bare, same time.Duration
+	server                 time.Duration // CPU of the API server and its store, until the last label
+	// bare is the bare client with the writes without which there are no labels, same with all that the controller wrote meanwhile.
+	bare, same bareOutcome
 }
 
 // idle is what the controller costs when there is nothing to do.
@@ -45,29 +46,46 @@ type idle struct {
 	syncs   syncs // of all touches
 }
 
-// ladder measures every cell.
+// manyServices is the most with which a cell is repeated: larger ones take too long.
+const manyServices = 1000
+
+// ladder measures every cell, and prints those that it could measure.
 func (b *bench) ladder(ctx context.Context) error {
 	results := map[cell][]outcome{}
+	defer func() { b.printLadder(results) }()
 	for _, c := range b.cells {
-		for i := range b.repetitions {
-			last := i == b.repetitions-1
-			r, err := b.measureOurs(ctx, c, last)
+		repetitions := b.repetitions
+		if c.services > manyServices {
+			repetitions = 1
+		}
+		for i := range repetitions {
+			one, err := b.measure(ctx, c, i == repetitions-1)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c, err)
 			}
-			if r.bare, err = b.measureBare(ctx, c, r, r.untilLabelled.only(upToLabel)); err != nil {
-				return fmt.Errorf("%s, bare client: %w", c, err)
-			}
-			if r.same, err = b.measureBare(ctx, c, r, r.untilLabelled); err != nil {
-				return fmt.Errorf("%s, bare client: %w", c, err)
-			}
-			b.say("%s, %d of %d: all labelled after %.3f s, bare %.3f s, the same writes %.3f s", c, i+1, b.repetitions,
-				r.labelled.Seconds(), r.bare.Seconds(), r.same.Seconds())
-			results[c] = append(results[c], r)
+			b.say("%s, %d of %d: all labelled after %.3f s, bare %.3f s, the same writes %.3f s", c, i+1, repetitions,
+				one.labelled.Seconds(), one.bare.took.Seconds(), one.same.took.Seconds())
+			results[c] = append(results[c], one)
 		}
 	}
-	b.printLadder(results)
 	return nil
+}
+
+// measure is one repetition of one cell: ours, and then the bare client, with the two sets of writes.
+func (b *bench) measure(ctx context.Context, c cell, withIdle bool) (outcome, error) {
+	one, err := b.measureOurs(ctx, c, withIdle)
+	if err != nil {
+		return one, err
+	}
+	if one.bare, err = b.measureBare(ctx, c, one, one.untilLabelled.only(upToLabel)); err != nil {
+		return one, fmt.Errorf("bare client: %w", err)
+	}
+	if b.allWrites {
+		if one.same, err = b.measureBare(ctx, c, one, one.untilLabelled); err != nil {
+			return one, fmt.Errorf("bare client: %w", err)
+		}
+	}
+	return one, nil
 }
 
 // measureOurs creates the EgressServices of a cell in a new world and watches the controller.
@@ -131,6 +149,10 @@ func (w *world) create(ctx context.Context, c *controller, r *outcome) error {
 	if err != nil {
 		return err
 	}
+	serverBefore, err := w.serverCPU()
+	if err != nil {
+		return err
+	}
 	reportsBefore := w.fleet.Writes()
 	created := make([]time.Time, w.services)
 	r.began = time.Now()
@@ -145,10 +167,12 @@ func (w *world) create(ctx context.Context, c *controller, r *outcome) error {
 		return err
 	}
 	cpuLabelled, cpuErr := c.cpu()
+	serverLabelled, serverErr := w.serverCPU()
 	after, countErr := w.count(ctx)
-	if err := errors.Join(countErr, cpuErr); err != nil {
+	if err := errors.Join(countErr, cpuErr, serverErr); err != nil {
 		return err
 	}
+	r.server = serverLabelled - serverBefore
 	seen, last, changes := labels.result()
 	r.untilLabelled, r.cpuLabelled, r.changes, r.labelled = after.minus(before), cpuLabelled-cpuBefore, changes, last.Sub(r.began)
 	for _, report := range w.fleet.Reports()[reportsBefore:] {
@@ -169,7 +193,7 @@ func (w *world) create(ctx context.Context, c *controller, r *outcome) error {
 // settle waits until every service is Ready and nothing is written any more.
 func (w *world) settle(ctx context.Context, c *controller, r *outcome, before writes, cpuBefore time.Duration) error {
 	deadline := time.Now().Add(time.Minute)
-	err := poll(ctx, "the conditions Ready", 200*time.Millisecond, func(ctx context.Context) (bool, error) {
+	err := poll(ctx, patience, "the conditions Ready", 200*time.Millisecond, func(ctx context.Context) (bool, error) {
 		ready, err := w.allReady(ctx)
 		if ready {
 			r.ready = time.Since(r.began)
@@ -233,7 +257,7 @@ func (c *controller) measureIdle(ctx context.Context) (*idle, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := &idle{cpu: still / time.Duration(window/time.Second), touches: touches}
+	found := &idle{cpu: still * time.Second / window, touches: touches}
 	before, err := c.syncs(ctx)
 	if err != nil {
 		return nil, err
@@ -251,7 +275,7 @@ func (c *controller) measureIdle(ctx context.Context) (*idle, error) {
 	if err != nil {
 		return nil, err
 	}
-	found.touched = (spentTouching - found.cpu*touches*gap/time.Second) / touches
+	found.touched = (spentTouching - found.cpu*(touches*gap/time.Second)) / touches
 	after, err := c.syncs(ctx)
 	found.syncs = after.minus(before)
 	return found, err

@@ -44,6 +44,7 @@ type bench struct {
 	dir              string // of everything that is written
 	cells            []cell
 	repetitions      int
+	allWrites        bool
 	failovers        int
 	failover         cell
 	began            time.Time
@@ -54,8 +55,9 @@ func main() {
 	log.SetLogger(logr.Discard())
 	klog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx); err != nil {
+	err := run(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -65,7 +67,8 @@ func run(ctx context.Context) (err error) {
 	b := &bench{began: time.Now()}
 	var cells, failover string
 	flag.StringVar(&cells, "cells", defaultCells, "`services x nodes` of the ladder, for example 1000x100,5000x1000; empty: none")
-	flag.IntVar(&b.repetitions, "repetitions", 3, "how often each cell is measured")
+	flag.IntVar(&b.repetitions, "repetitions", 3, "how often each cell is measured; those with more than 1,000 services once")
+	flag.BoolVar(&b.allWrites, "all-writes", true, "let the bare client also issue, in another run, all that the controller writes meanwhile")
 	flag.IntVar(&b.failovers, "failovers", 5, "how often the loss of a node is measured; 0: not at all")
 	flag.StringVar(&failover, "failover", "100x100", "`services x nodes` of the loss of a node, all services on that node")
 	flag.StringVar(&b.controller, "controller", "", "the egress-controller to measure, `path`; empty: bin/egress-controller")
@@ -96,16 +99,16 @@ func run(ctx context.Context) (err error) {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		err = errors.Join(err, b.processes.StopAll(clean))
-		if err == nil {
-			err = os.RemoveAll(b.dir)
+		if err == nil || ctx.Err() != nil {
+			err = errors.Join(err, os.RemoveAll(b.dir))
 		} else {
 			b.say("the logs are in %s", b.dir)
 		}
 	}()
-	return b.measure(ctx)
+	return b.measureAll(ctx)
 }
 
-func (b *bench) measure(ctx context.Context) error {
+func (b *bench) measureAll(ctx context.Context) error {
 	b.printMachine(ctx)
 	if err := b.ladder(ctx); err != nil {
 		return fmt.Errorf("ladder: %w", err)
@@ -144,6 +147,12 @@ func (b *bench) open(ctx context.Context) (unlock func(), err error) {
 	}
 	if b.processes, err = process.Open(b.dir); err == nil {
 		err = b.processes.StopAll(ctx)
+	}
+	if err == nil {
+		err = os.RemoveAll(b.dir)
+	}
+	if err == nil {
+		b.processes, err = process.Open(b.dir)
 	}
 	if err != nil {
 		unlock()

@@ -53,6 +53,11 @@ func plus(address netip.Addr, n int) netip.Addr {
 	return netip.AddrFrom4(bytes)
 }
 
+// endpointAddress is in the subnet of node i%nodes, behind the addresses that every node has.
+func endpointAddress(i, nodes int) netip.Addr {
+	return plus(firstPodSubnet, (i%nodes)<<podBits+10+i/nodes)
+}
+
 func newNode(i int) *corev1.Node {
 	name, address := nodeName(i), plus(firstNode, i)
 	subnet := netip.PrefixFrom(plus(firstPodSubnet, i<<podBits), 32-podBits)
@@ -93,14 +98,13 @@ func (w *world) createService(ctx context.Context, i int) error {
 	if err := w.admin.Status().Update(ctx, service); err != nil {
 		return err
 	}
-	node := i % w.endpointNodes
 	return w.admin.Create(ctx, &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: benchNamespace, Name: serviceName(i) + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: serviceName(i)},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints: []discoveryv1.Endpoint{{
-			Addresses: []string{plus(firstPodSubnet, node<<podBits+10+i/w.endpointNodes).String()}, NodeName: new(nodeName(node)),
+			Addresses: []string{endpointAddress(i, w.endpointNodes).String()}, NodeName: new(nodeName(i % w.endpointNodes)),
 			Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)},
 		}},
 		Ports: []discoveryv1.EndpointPort{{Port: new(int32(8080))}},

@@ -84,8 +84,12 @@ func (b *bench) printLadder(results map[cell][]outcome) {
 		return
 	}
 	var times, counts, costs, idles [][]string
+	fairness := ""
 	for _, c := range b.cells {
 		runs := results[c]
+		if len(runs) == 0 {
+			continue
+		}
 		seconds := func(value func(outcome) time.Duration) []float64 {
 			return of(runs, func(r outcome) float64 { return value(r).Seconds() })
 		}
@@ -94,15 +98,19 @@ func (b *bench) printLadder(results map[cell][]outcome) {
 			fmt.Sprintf("%.3f", quantile(seconds(func(r outcome) time.Duration { return r.p50 }), 0.5)),
 			fmt.Sprintf("%.3f", quantile(seconds(func(r outcome) time.Duration { return r.p99 }), 0.5)),
 			spread(seconds(func(r outcome) time.Duration { return r.labelled }), "%.3f"),
-			spread(seconds(func(r outcome) time.Duration { return r.bare }), "%.3f"),
-			spread(of(runs, func(r outcome) float64 { return r.labelled.Seconds() / r.bare.Seconds() }), "%.2f"),
-			spread(of(runs, func(r outcome) float64 { return r.labelled.Seconds() / r.same.Seconds() }), "%.2f"),
+			spread(seconds(func(r outcome) time.Duration { return r.bare.took }), "%.3f"),
+			spread(of(runs, func(r outcome) float64 { return r.labelled.Seconds() / r.bare.took.Seconds() }), "%.2f"),
+			b.ifAllWrites(of(runs, func(r outcome) float64 { return r.labelled.Seconds() / r.same.took.Seconds() }), "%.2f"),
 			readyText(runs)))
 		counts = append(counts, append(slices.Clone(size), countRow(c, runs)...))
 		last := runs[len(runs)-1]
+		fairness = c.String() + ": " + last.fairness
 		costs = append(costs, append(slices.Clone(size),
 			fmt.Sprintf("%.2f", median(runs, func(r outcome) float64 { return r.cpuLabelled.Seconds() })),
 			fmt.Sprintf("%.2f", median(runs, func(r outcome) float64 { return r.cpu.Seconds() })),
+			spread(of(runs, func(r outcome) float64 { return r.server.Seconds() }), "%.1f"),
+			spread(of(runs, func(r outcome) float64 { return r.bare.server.Seconds() }), "%.1f"),
+			b.ifAllWrites(of(runs, func(r outcome) float64 { return r.same.server.Seconds() }), "%.1f"),
 			fmt.Sprintf("%d", last.memory>>20), fmt.Sprintf("%d", last.peak>>20)))
 		if last.idle != nil {
 			idles = append(idles, append(slices.Clone(size), idleRow(last.idle)...))
@@ -112,11 +120,18 @@ func (b *bench) printLadder(results map[cell][]outcome) {
 		"bare client", "ratio", "ratio to all writes", "all Ready"}, times)
 	table("API writes per service until all are labelled, in all, and patches per node", []string{"services", "nodes", "assignment", "Service",
 		"advertisement", "sum", "status and events", "in all, until quiet", "patches per node, most", "patches per node, mean", "reports", "refused"}, counts)
-	table("The controller", []string{"services", "nodes", "CPU s until labelled", "CPU s until quiet", "memory MiB", "peak MiB"}, costs)
+	table("CPU seconds and memory", []string{"services", "nodes", "controller until labelled", "until quiet", "API server and etcd until labelled",
+		"with the bare client", "with all writes", "controller's memory MiB", "peak MiB"}, costs)
 	table("With nothing to do", []string{"services", "nodes", "CPU ms per s", "CPU ms per irrelevant change", "per sync of each loop"}, idles)
-	if runs := results[b.cells[len(b.cells)-1]]; len(runs) > 0 {
-		fmt.Printf("\n%s: %s.\n", b.cells[len(b.cells)-1], runs[len(runs)-1].fairness)
+	fmt.Printf("\nPriority and fairness, %s.\n", fairness)
+}
+
+// ifAllWrites is a spread, or a dash where the bare client did not issue all writes.
+func (b *bench) ifAllWrites(values []float64, format string) string {
+	if !b.allWrites {
+		return "-"
 	}
+	return spread(values, format)
 }
 
 func readyText(runs []outcome) string {
@@ -177,11 +192,13 @@ func (b *bench) printLosses(losses []loss) {
 		return spread(of(losses, func(l loss) float64 { return value(l).Seconds() }), "%.3f")
 	}
 	table("From the loss of a node to the last of its services' labels elsewhere (seconds)",
-		[]string{"services", "nodes", "losses", "all labelled elsewhere", "bare client", "ratio", "node patches"},
+		[]string{"services", "nodes", "losses", "all labelled elsewhere", "bare client", "ratio", "node patches", "reports meanwhile", "status and events meanwhile"},
 		[][]string{{
 			fmt.Sprint(b.failover.services), fmt.Sprint(b.failover.nodes), fmt.Sprint(len(losses)),
 			seconds(func(l loss) time.Duration { return l.ours }), seconds(func(l loss) time.Duration { return l.bare }),
 			spread(of(losses, func(l loss) float64 { return l.ours.Seconds() / l.bare.Seconds() }), "%.2f"),
 			fmt.Sprint(int(median(losses, func(l loss) float64 { return float64(l.patches) }))),
+			fmt.Sprint(int(median(losses, func(l loss) float64 { return float64(l.reports) }))),
+			fmt.Sprint(int(median(losses, func(l loss) float64 { return float64(l.others) }))),
 		}})
 }

@@ -13,7 +13,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
@@ -30,8 +29,8 @@ type labelChange struct {
 
 // labelWatch sees every change of our labels on Nodes.
 type labelWatch struct {
-	stream watch.Interface
-	ended  chan struct{}
+	// stop ends the watch.
+	stop context.CancelFunc
 
 	mutex   sync.Mutex
 	labels  map[string]map[string]string // by node, as last seen
@@ -44,7 +43,7 @@ type labelWatch struct {
 
 // watchLabels begins to watch, and awaits that many public labels, anywhere but on one node.
 func (w *world) watchLabels(ctx context.Context, awaited int, not string) (*labelWatch, error) {
-	l := &labelWatch{labels: map[string]map[string]string{}, seen: map[string]time.Time{}, awaited: awaited, not: not, ended: make(chan struct{})}
+	l := &labelWatch{labels: map[string]map[string]string{}, seen: map[string]time.Time{}, awaited: awaited, not: not}
 	nodes := &metav1.PartialObjectMetadataList{}
 	nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
 	if err := w.admin.List(ctx, nodes); err != nil {
@@ -53,32 +52,34 @@ func (w *world) watchLabels(ctx context.Context, awaited int, not string) (*labe
 	for _, node := range nodes.Items {
 		l.labels[node.Name] = ours(node.Labels)
 	}
-	var err error
-	l.stream, err = w.admin.Watch(ctx, nodes, &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: nodes.ResourceVersion}})
-	if err != nil {
-		return nil, err
-	}
-	go l.follow()
+	ctx, l.stop = context.WithCancel(ctx)
+	go l.follow(ctx, w.admin, nodes)
 	return l, nil
 }
 
-func (l *labelWatch) stop() {
-	l.stream.Stop()
-	<-l.ended
-}
-
-func (l *labelWatch) follow() {
-	defer close(l.ended)
-	for event := range l.stream.ResultChan() {
-		now := time.Now()
-		node, ok := event.Object.(*metav1.PartialObjectMetadata)
-		if !ok {
-			l.fail(fmt.Errorf("the watch on Nodes: %v", event.Object))
+// follow watches until ctx ends. The API server may end a watch whenever its reader is slow; the next begins where it ended, so that
+// every change is seen once.
+func (l *labelWatch) follow(ctx context.Context, from client.WithWatch, nodes *metav1.PartialObjectMetadataList) {
+	version := nodes.ResourceVersion
+	for ctx.Err() == nil {
+		stream, err := from.Watch(ctx, nodes, &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: version}})
+		if err != nil {
+			l.fail(err)
 			return
 		}
-		l.note(now, node.Name, ours(node.Labels))
+		for event := range stream.ResultChan() {
+			now := time.Now()
+			node, ok := event.Object.(*metav1.PartialObjectMetadata)
+			if !ok {
+				l.fail(fmt.Errorf("the watch on Nodes: %v", event.Object))
+				stream.Stop()
+				return
+			}
+			version = node.ResourceVersion
+			l.note(now, node.Name, ours(node.Labels))
+		}
+		stream.Stop()
 	}
-	l.fail(errors.New("the watch on Nodes has ended"))
 }
 
 func (l *labelWatch) fail(err error) {
@@ -112,15 +113,18 @@ func (l *labelWatch) note(now time.Time, node string, labels map[string]string) 
 	}
 }
 
-// wait returns when every awaited label was seen.
-func (l *labelWatch) wait(ctx context.Context, limit time.Duration, alive func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	left := 0
-	err := poll(ctx, "the labels", 10*time.Millisecond, func(context.Context) (bool, error) {
+// wait returns when every awaited label was seen. It gives up when none has come for a while.
+func (l *labelWatch) wait(ctx context.Context, patience time.Duration, alive func() error) error {
+	left, since := -1, time.Now()
+	err := poll(ctx, 24*time.Hour, "the labels", 10*time.Millisecond, func(context.Context) (bool, error) {
 		l.mutex.Lock()
 		defer l.mutex.Unlock()
-		left = l.awaited
+		if l.awaited != left {
+			left, since = l.awaited, time.Now()
+		}
+		if time.Since(since) > patience {
+			return false, fmt.Errorf("none has come for %v", patience)
+		}
 		return l.awaited <= 0, errors.Join(l.err, alive())
 	})
 	if err != nil {

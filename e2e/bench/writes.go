@@ -128,7 +128,7 @@ func (w writes) only(kinds []write) writes {
 // quiet waits until nobody has written anything for a while, and returns the counts.
 func (w *world) quiet(ctx context.Context) (counted writes, err error) {
 	last := -1
-	err = poll(ctx, "the end of all writes", time.Second, func(ctx context.Context) (bool, error) {
+	err = poll(ctx, patience, "the end of all writes", time.Second, func(ctx context.Context) (bool, error) {
 		if counted, err = w.count(ctx); err != nil {
 			return false, err
 		}

@@ -275,13 +275,17 @@ func checkLeases(t *testing.T, c *cluster) {
 
 func checkGoroutines(t *testing.T, c *cluster) {
 	c.fleet.Stop()
+	// Goroutines that are just ending have left these functions.
+	for _, running := range []string{"(*speaker).report(", "(*speaker).renew(", "(*informerCache).Start("} {
+		if strings.Contains(stacks(), running) {
+			t.Errorf("Stop has returned before %s", running)
+		}
+	}
 	if err := c.fleet.Add("n2", Behaviour{}); err == nil {
 		t.Error("a fleet that has ended takes a speaker")
 	}
 	c.eventually("every goroutine ended", func(context.Context) error {
-		text := make([]byte, 1<<20)
-		text = text[:runtime.Stack(text, true)]
-		for _, stack := range strings.Split(string(text), "\n\n") {
+		for _, stack := range strings.Split(stacks(), "\n\n") {
 			ours := strings.Contains(stack, "created by github.com/metallb-egress/metallb-egress/e2e/speakers.")
 			watches := strings.Contains(stack, "client-go/tools/cache") || strings.Contains(stack, "controller-runtime/pkg/cache")
 			if (ours || watches) && !strings.Contains(stack, "testing.(*T).Run") {
@@ -290,6 +294,12 @@ func checkGoroutines(t *testing.T, c *cluster) {
 		}
 		return nil
 	})
+}
+
+// stacks are those of all goroutines.
+func stacks() string {
+	text := make([]byte, 1<<20)
+	return string(text[:runtime.Stack(text, true)])
 }
 
 func TestReportsAreCoalesced(t *testing.T) {

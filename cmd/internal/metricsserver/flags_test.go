@@ -125,7 +125,9 @@ func get(t *testing.T, tlsConfig *tls.Config, url, token string) (int, string) {
 }
 
 // isExposition is true for what Prometheus reads: the metrics server has this metric itself.
-func isExposition(body string) bool { return strings.Contains(body, "\ncertwatcher_read_certificate_total ") }
+func isExposition(body string) bool {
+	return strings.Contains(body, "\ncertwatcher_read_certificate_total ")
+}
 
 func TestMetricsInClear(t *testing.T) {
 	address := serve(t, &rest.Config{}, "-metrics-secure=false")
