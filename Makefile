@@ -78,7 +78,8 @@ bench: ## measure the controller side by side with a bare client; BENCH="-cells 
 	$(TOOLS) kubernetes
 	$(MAKE) build
 	$(PLAIN) go test -run '^$$' -bench . -benchmem ./controllerext/election
-	$(PLAIN) go run ./e2e/bench $(BENCH)
+	$(PLAIN) go build -o bin/bench ./e2e/bench
+	bin/bench $(BENCH)
 
 e2e: ## the kind cluster (not built yet)
 	@echo "make e2e: the end-to-end tests on a kind cluster are not built yet; make test runs those in the lab." >&2; exit 1

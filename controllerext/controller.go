@@ -63,6 +63,9 @@ type Controller struct {
 	outage    outage
 	lost      map[types.NamespacedName]*v1alpha1.Move // whose write seemed to fail: maybe only the answer was lost
 
+	// electing is true while an election writes: statuses give way to it.
+	electing atomic.Bool
+
 	// Of the status loop. serviceConditions is false once the installed CRD turned out to have none.
 	serviceConditions atomic.Bool
 	unwritten         map[types.NamespacedName]settling

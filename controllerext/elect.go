@@ -49,6 +49,8 @@ func (c *Controller) SyncElection(ctx context.Context) (time.Duration, error) {
 	works, groups, counted, again := c.decide(s)
 	c.electionPace.worked(began, c.Now())
 
+	c.electing.Store(true)
+	defer c.electing.Store(false)
 	again = sooner(again, c.writeAssignments(ctx, s, groups))
 	again = sooner(again, c.writeNodeLabels(ctx, s, works))
 	again = sooner(again, c.sweepAssignments(ctx, s))

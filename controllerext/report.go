@@ -79,7 +79,11 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 	// Whose host changed goes first. The rest waits for the next run when this one has lasted long.
 	slices.SortStableFunc(due, func(a, b *statusWork) int { return cmp.Compare(a.urgency(), b.urgency()) })
 	end := c.Now().Add(loopTime)
-	again = sooner(again, each(due, statusWriters, func(w *statusWork) time.Duration {
+	limit := statusWriters
+	if c.electing.Load() {
+		limit = 1
+	}
+	again = sooner(again, each(due, limit, func(w *statusWork) time.Duration {
 		if c.Now().After(end) {
 			return time.Millisecond
 		}

@@ -364,8 +364,11 @@ func (w *world) gone(ctx context.Context, args ...string) error {
 		return err
 	}
 	for _, object := range []client.Object{&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}} {
-		if err := w.client.Get(ctx, key, object); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("%T is there: %w", object, err)
+		switch err := w.client.Get(ctx, key, object); {
+		case err == nil:
+			return fmt.Errorf("%T is there", object)
+		case !apierrors.IsNotFound(err):
+			return err
 		}
 	}
 	return nil

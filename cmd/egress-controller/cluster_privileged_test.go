@@ -57,8 +57,8 @@ const lanes = 2
 var pool = make(chan *cluster, lanes)
 
 func TestMain(m *testing.M) {
-	// Once, before there is anybody to race with: replicas find the libraries' logger set.
-	if _, err := (&program.Common{LogLevel: "none"}).Logger(); err != nil {
+	// Before there is anybody to race with.
+	if err := (&program.Common{LogLevel: "none"}).RedirectLibraries(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

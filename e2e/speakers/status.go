@@ -118,7 +118,7 @@ func (s *speaker) answer(a *v1alpha1.EgressAssignment, b Behaviour) answer {
 	_, public := s.labels[a.Spec.LabelKey]
 	_, standby := s.labels[a.Spec.StandbyLabelKey()]
 	primary := a.Spec.Primary == s.node
-	says := answer{programmed: b.Refuse == "", offered: public && standby == standby && !b.NotOffered, reason: b.Refuse}
+	says := answer{programmed: b.Refuse == "", offered: (public || standby) && !b.NotOffered, reason: b.Refuse}
 	says.announced = primary && public && says.programmed && says.offered && !b.NoSession && !b.NotAnnounced
 	switch {
 	case says.reason != "" || !primary:
