@@ -19,8 +19,12 @@ import (
 )
 
 const (
-	// reportInterval is the shortest time between two writes of the EgressNode.
-	reportInterval = 200 * time.Millisecond
+	// reportInterval is the shortest time between two writes of the EgressNode; reportShare and longestInterval stretch it where the API
+	// server is slow to answer, which it is when many speakers have something to say at once: what comes meanwhile goes into one report,
+	// and costs the API server one write instead of many.
+	reportInterval  = 200 * time.Millisecond
+	reportShare     = 10
+	longestInterval = 2 * time.Second
 	// maxProblems and maxBehind are the EgressNode CRD's limits.
 	maxProblems, maxBehind = 50, 50
 )
@@ -30,7 +34,7 @@ func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
 	defer s.loops.enter(reportLoop, s.Now)()
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	if wait := reportInterval - s.Now().Sub(s.reportedAt); wait > 0 {
+	if wait := s.reportAfter.Sub(s.Now()); wait > 0 {
 		return wait, nil
 	}
 	all, err := s.follow(ctx)
@@ -46,11 +50,17 @@ func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
 	if equality.Semantic.DeepEqual(report.Status, after.Status) {
 		return 0, nil
 	}
+	began := s.Now()
 	if err := s.Client.Status().Patch(ctx, after, client.MergeFrom(report)); err != nil {
 		return 0, fmt.Errorf("write EgressNode %s: %w", s.Node, err)
 	}
-	s.reportedAt = s.Now()
+	s.reportAfter = s.Now().Add(restAfter(s.Now().Sub(began)))
 	return 0, nil
+}
+
+// restAfter is the time from one report to the next, of which the API server took so long to write the one.
+func restAfter(took time.Duration) time.Duration {
+	return min(max(reportInterval, reportShare*took), longestInterval)
 }
 
 // ownReport reads the node's EgressNode, or makes it.

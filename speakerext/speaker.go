@@ -78,7 +78,7 @@ type Speaker struct {
 	withheld  []netip.Addr
 	startedAt time.Time
 	// Of the report loop.
-	reportedAt time.Time
+	reportAfter time.Time // when the next may be written
 
 	modeMutex sync.Mutex
 	mode      string

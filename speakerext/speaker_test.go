@@ -22,6 +22,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/ovnkubernetes"
@@ -355,6 +356,32 @@ func TestReportIsRateLimited(t *testing.T) {
 	r.now = r.now.Add(reportInterval)
 	if again, err := r.SyncReport(t.Context()); err != nil || again != 0 {
 		t.Errorf("later, with nothing new: again in %v, error %v", again, err)
+	}
+}
+
+// While the API server is slow, many changes go into one report.
+func TestReportsGiveWayToASlowServer(t *testing.T) {
+	r := newRig(t)
+	r.sync()
+	var took time.Duration
+	r.Client = interceptor.NewClient(r.Client.(client.WithWatch), interceptor.Funcs{
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, options ...client.SubResourcePatchOption) error {
+			r.now = r.now.Add(took)
+			return c.SubResource(sub).Patch(ctx, o, p, options...)
+		},
+	})
+	for i, test := range []struct{ took, want time.Duration }{
+		{time.Millisecond, reportInterval}, {50 * time.Millisecond, 500 * time.Millisecond}, {time.Second, longestInterval}, {0, reportInterval},
+	} {
+		took = test.took
+		r.now = r.now.Add(longestInterval)
+		r.setGatewayMode(strings.Repeat("x", i+1))
+		if _, err := r.SyncReport(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := r.SyncReport(t.Context()); err != nil || again != test.want {
+			t.Errorf("after a write that took %v: again in %v, error %v; want %v", test.took, again, err, test.want)
+		}
 	}
 }
 

@@ -6,7 +6,7 @@
 // What it promises:
 //
 //   - A fake writes what an egress-speaker writes and nothing else: its Lease, and its EgressNode with one entry for every EgressAssignment
-//     whose primary or standby is its node. Reports are at least 200 ms apart, and none is equal to the one before.
+//     whose primary or standby is its node. Reports are at least 200 ms apart, further where the API server is slow, and none is equal to the one before.
 //   - A fake can be told to misbehave: to be dead, to hang, to refuse, to lag, to have no session, to be handed no route.
 //   - 1,000 nodes and 5,000 services need two watches and a few goroutines per node; a change costs work for the nodes that it names only.
 //     All leases together take at most some 50 writes a second.

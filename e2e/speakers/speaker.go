@@ -16,10 +16,12 @@ import (
 )
 
 const (
-	// reportInterval is the shortest time between two reports of a node (design of the egress-speaker).
-	reportInterval = 200 * time.Millisecond
-	writeTimeout   = 30 * time.Second
-	retryAfter     = time.Second
+	// reportInterval is the shortest time between two reports of a node, which grows up to longestInterval where the API server takes more
+	// than a reportShare-th of it to write one (design of the egress-speaker).
+	reportInterval, longestInterval = 200 * time.Millisecond, 2 * time.Second
+	reportShare                     = 10
+	writeTimeout                    = 30 * time.Second
+	retryAfter                      = time.Second
 	// never is the wait of somebody who will be woken.
 	never = time.Hour
 )
@@ -136,7 +138,7 @@ func (s *speaker) look(now time.Time) (Behaviour, time.Duration) {
 
 // report keeps the EgressNode until ctx ends.
 func (s *speaker) report(ctx context.Context) {
-	var last time.Time // of a write
+	var next time.Time // when it may be written
 	wait := time.Duration(0)
 	for {
 		select {
@@ -147,16 +149,16 @@ func (s *speaker) report(ctx context.Context) {
 		}
 		var b Behaviour
 		b, wait = s.look(time.Now())
-		if left := reportInterval - time.Since(last); left > 0 {
+		if left := time.Until(next); left > 0 {
 			wait = min(wait, left)
 			continue
 		}
 		if b.Dead || b.Mute {
 			continue
 		}
-		wrote, err := s.reportOnce(ctx, b)
-		if wrote {
-			last = time.Now()
+		took, err := s.reportOnce(ctx, b)
+		if took > 0 {
+			next = time.Now().Add(min(max(reportInterval, reportShare*took), longestInterval))
 		}
 		if err != nil {
 			wait = min(wait, retryAfter)
@@ -164,17 +166,19 @@ func (s *speaker) report(ctx context.Context) {
 	}
 }
 
-// reportOnce writes the EgressNode unless it is up to date.
-func (s *speaker) reportOnce(ctx context.Context, b Behaviour) (wrote bool, err error) {
+// reportOnce writes the EgressNode unless it is up to date, and returns how long that took the API server.
+func (s *speaker) reportOnce(ctx context.Context, b Behaviour) (took time.Duration, err error) {
 	now, err := s.status(b)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	body, err := now.patch(s.written)
 	if err != nil || body == nil {
-		return false, err
+		return 0, err
 	}
 	err = s.fleet.write(ctx, func(ctx context.Context) error {
+		began := time.Now()
+		defer func() { took = time.Since(began) }()
 		err := s.patchStatus(ctx, body)
 		if !apierrors.IsNotFound(err) {
 			return err
@@ -193,11 +197,11 @@ func (s *speaker) reportOnce(ctx context.Context, b Behaviour) (wrote bool, err 
 		return s.patchStatus(ctx, body)
 	})
 	if err != nil {
-		return true, err
+		return took, err
 	}
 	s.written = now
 	s.fleet.reported(Report{At: time.Now(), Node: s.node, Services: len(s.assignments)})
-	return true, nil
+	return took, nil
 }
 
 func (s *speaker) patchStatus(ctx context.Context, body []byte) error {
