@@ -185,14 +185,30 @@ func (c *Controller) want(s *statusWork) {
 	setConditions(&s.want.Conditions, s.conditions, s.observedGeneration())
 	if s.pending != nil {
 		s.want.LastMove = s.pending.DeepCopy()
+	} else {
+		s.want.LastMove = s.untold(s.want.LastMove, c.Now())
 	}
-	if last := s.want.LastMove; last != nil && last.Epoch == s.inForce().Epoch && last.Duration == nil && s.is(v1alpha1.ConditionAnnounced) {
+	if last := s.want.LastMove; last != nil && last.Epoch == s.inForce().Epoch && last.Duration == nil &&
+		last.Cause != v1alpha1.CauseUnrecorded && s.is(v1alpha1.ConditionAnnounced) {
 		last.Duration = &metav1.Duration{Duration: c.Now().Sub(last.StartedAt.Time).Round(time.Millisecond)}
 		if s.pending != nil {
 			// Known from now on, whenever it is written.
 			s.pending.Duration = last.Duration
 		}
 	}
+}
+
+// untold is the last move, or the one after it that a controller wrote and did not live to tell. When that began is not known, so it
+// never gets a duration.
+func (s *statusWork) untold(last *v1alpha1.Move, now time.Time) *v1alpha1.Move {
+	spec, from := s.inForce(), ""
+	if last != nil {
+		from = last.To
+	}
+	if spec.Epoch == 0 || last != nil && last.Epoch >= spec.Epoch {
+		return last
+	}
+	return &v1alpha1.Move{Epoch: spec.Epoch, Cause: v1alpha1.CauseUnrecorded, From: from, To: spec.Primary, StartedAt: metav1.NewMicroTime(now)}
 }
 
 // observedGeneration is the assignment's that the conditions are about.
@@ -332,8 +348,12 @@ func (c *Controller) tell(s *statusWork) {
 	last := s.assignment.Status.LastMove
 	isNew := last == nil || last.Epoch != move.Epoch
 	complete := move.Duration != nil && (isNew || last.Duration == nil)
-	if isNew && move.From == "" {
+	switch {
+	case isNew && move.From == "":
 		c.event(s, corev1.EventTypeNormal, v1alpha1.EventAssigned, fmt.Sprintf("node %s is primary (%s)", move.To, move.Cause))
+	case isNew && move.Cause == v1alpha1.CauseUnrecorded:
+		c.event(s, corev1.EventTypeNormal, v1alpha1.EventMoved, fmt.Sprintf("moved from node %s to node %s (%s)", move.From, move.To, move.Cause))
+		c.Metrics.Moved(move.Cause, false, 0)
 	}
 	if complete && move.From != "" {
 		c.event(s, corev1.EventTypeNormal, v1alpha1.EventMoved,

@@ -71,6 +71,9 @@ const (
 const (
 	// CauseFirstAssignment: the service had no primary.
 	CauseFirstAssignment = "FirstAssignment"
+	// CauseUnrecorded: the controller that made the move ended before it could tell why. Such a move has no duration, and startedAt is
+	// when the next controller found it.
+	CauseUnrecorded = "Unrecorded"
 	// CauseSharedAddress: another service with the same LoadBalancer IP has its primary elsewhere.
 	CauseSharedAddress = "SharedAddress"
 )

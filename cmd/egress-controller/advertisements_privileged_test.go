@@ -59,7 +59,9 @@ func (w *world) advertisement(ctx context.Context, args ...string) error {
 
 // selects compares what MetalLB is told with what it has to be told, and sees that no other Service
 // has the label.
-func (w *world) selects(ctx context.Context, got metallbv1beta1.BGPAdvertisement, pool string, spec v1alpha1.EgressAssignmentSpec, label string) error {
+func (w *world) selects(
+	ctx context.Context, got metallbv1beta1.BGPAdvertisement, pool string, spec v1alpha1.EgressAssignmentSpec, label string,
+) error {
 	onLabel := func(key, value string) metav1.LabelSelector {
 		return metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 	}

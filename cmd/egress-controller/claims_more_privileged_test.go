@@ -44,6 +44,22 @@ func (w *world) assignmentField(ctx context.Context, args ...string) error {
 	return compare(args[1:], got)
 }
 
+func (w *world) lastMove(ctx context.Context, args ...string) error {
+	_, a, _, err := w.both(ctx, args)
+	if err != nil {
+		return err
+	}
+	move := a.Status.LastMove
+	if move == nil {
+		return errors.New("no move is reported")
+	}
+	got := []string{fmt.Sprint(move.Epoch), dash(move.From), dash(move.To)}
+	if !slices.Equal(got, args[1:]) {
+		return fmt.Errorf("it is %v", got)
+	}
+	return nil
+}
+
 func (w *world) spread(ctx context.Context, args ...string) error {
 	if len(args) != 2 {
 		return errUsage

@@ -45,6 +45,7 @@ var claims = map[string]claim{
 	"event":         {"ns/s REASON [TEXT]...", "an event on the EgressService and on its Service", (*world).event},
 	"noevent":       {"ns/s REASON", "no such event", (*world).noEvent},
 	"moved":         {"ns/s CAUSE FROM|- TO|-", "status.lastMove, which is complete where it has a destination", (*world).moved},
+	"lastmove":      {"ns/s EPOCH FROM|- TO|-", "status.lastMove, whatever its cause", (*world).lastMove},
 	"labels":        {"NODE [LABEL]...", "all of our labels on a node: ns-s, standby/ns-s", (*world).labels},
 	"label":         {"NODE KEY[=VALUE]|KEY-", "a label that is, or is not, on a node", (*world).label},
 	"advertisement": {"ns/s present|absent [pool=POOL]", "the BGPAdvertisement, and the Service's label", (*world).advertisement},

@@ -231,12 +231,15 @@ func (s *storm) draw() ([]string, func(context.Context, ...string) error) {
 	address := fmt.Sprintf("10.244.%d.%d", 1+s.chances.IntN(len(stormNodes)), 10+n)
 	switch chance := s.chances.IntN(100); {
 	case chance < 18:
-		return []string{node, pick(s.chances, []string{"notready", "ready", "ready", "unknown", "cordon", "uncordon", "vrf-", "vrf=true", "networkunavailable", "networkavailable"})}, s.makeNode
+		return []string{node, pick(s.chances, []string{
+			"notready", "ready", "ready", "unknown", "cordon", "uncordon", "vrf-", "vrf=true", "networkunavailable", "networkavailable",
+		})}, s.makeNode
 	case chance < 22:
 		return []string{node, "delete"}, s.makeNode
 	case chance < 36:
 		return append([]string{node}, pick(s.chances, [][]string{
-			{"networks=100"}, {"networks=100"}, {"networks=100", "lag=300ms"}, {"dead"}, {"mute"}, {"refuse=no"}, {"notoffered"}, {"nosession"}, {"networks=100", "nogracefulrestart"},
+			{"networks=100"}, {"networks=100"}, {"networks=100", "lag=300ms"}, {"networks=100", "nogracefulrestart"},
+			{"dead"}, {"mute"}, {"refuse=no"}, {"notoffered"}, {"nosession"},
 		})...), s.makeSpeaker
 	case chance < 54:
 		return append([]string{service}, pick(s.chances, [][]string{

@@ -59,7 +59,10 @@ var (
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	c := takeCluster(t)
-	w := &world{cluster: c, before: goleak.IgnoreCurrent(), namespaces: map[string]bool{}, speaking: map[string]bool{}, policies: map[types.NamespacedName]v1alpha1.FailurePolicy{}}
+	w := &world{cluster: c, before: goleak.IgnoreCurrent(),
+		namespaces: map[string]bool{}, speaking: map[string]bool{},
+		policies: map[types.NamespacedName]v1alpha1.FailurePolicy{},
+	}
 	t.Cleanup(func() {
 		if err := w.end(); err != nil {
 			t.Error(err)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 )
 
 // buckets, in seconds, resolve what is waited for: a promotion of a standby takes some tenths of a
@@ -87,13 +89,17 @@ func (m *Metrics) Set(s Snapshot) {
 
 // Moved counts a move that is complete: the new primary announces. First is true where the service had
 // no primary before. That is no failover and is left out here, since its duration holds what only its
-// user decides, as when the pods start; Waited counts it.
+// user decides, as when the pods start; Waited counts it. Of a move of cause Unrecorded the duration is
+// not known, and is ignored.
 func (m *Metrics) Moved(cause string, first bool, duration time.Duration) {
 	if m == nil || first {
 		return
 	}
 	cause = moveCauses.bound(cause)
 	m.failovers.WithLabelValues(cause).Inc()
+	if cause == v1alpha1.CauseUnrecorded {
+		return
+	}
 	m.failoverDuration.WithLabelValues(cause).Observe(seconds(duration))
 }
 

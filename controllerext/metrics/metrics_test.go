@@ -107,6 +107,7 @@ func TestCounted(t *testing.T) {
 	m.Moved(string(election.NotReady), false, 150*time.Millisecond)
 	m.Moved(string(election.NotReady), false, 90*time.Second)
 	m.Moved("node n1 is broken", false, -time.Second)
+	m.Moved(v1alpha1.CauseUnrecorded, false, 0)
 	m.Waited(PhaseDataplane, 10*time.Second)
 	m.Failed("status", "status")
 	compare(t, m, `
@@ -114,6 +115,7 @@ func TestCounted(t *testing.T) {
 # TYPE egress_service_failovers_total counter
 egress_service_failovers_total{cause="NotReady"} 2
 egress_service_failovers_total{cause="Other"} 1
+egress_service_failovers_total{cause="Unrecorded"} 1
 # HELP egress_service_failover_duration_seconds From when another primary is first wanted for an EgressService until it announces, per cause.
 # TYPE egress_service_failover_duration_seconds histogram
 `+histogram("egress_service_failover_duration_seconds", `cause="NotReady"`, 90.15, 2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)+
@@ -167,8 +169,8 @@ func word(list words, i int) string {
 
 func TestSeriesAreBounded(t *testing.T) {
 	const nodes = 10
-	// With Other, but for condition types; a histogram has its buckets, +Inf, the sum and the count.
-	fixed := len(moveCauses) + 1 + (len(moveCauses)+1+len(phases)+1)*(len(buckets)+3) +
+	// With Other, but for condition types; a histogram has its buckets, +Inf, the sum and the count. Unrecorded moves have no duration.
+	fixed := len(moveCauses) + 1 + (len(moveCauses)+len(phases)+1)*(len(buckets)+3) +
 		len(unassignedReasons) + 1 + 2 + 1
 	tests := []struct {
 		name       string

@@ -60,4 +60,4 @@ var electionReasons = words{
 }
 
 // moveCauses are the values of status.lastMove.cause.
-var moveCauses = slices.Concat(words{v1alpha1.CauseFirstAssignment, v1alpha1.CauseSharedAddress}, unassignedReasons, electionReasons)
+var moveCauses = slices.Concat(words{v1alpha1.CauseFirstAssignment, v1alpha1.CauseUnrecorded, v1alpha1.CauseSharedAddress}, unassignedReasons, electionReasons)
