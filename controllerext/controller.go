@@ -62,9 +62,10 @@ type Controller struct {
 	selectors selectors
 	outage    outage
 	lost      map[types.NamespacedName]*v1alpha1.Move // whose write seemed to fail: maybe only the answer was lost
+	labelled  map[string]time.Time                    // when each node's labels were last patched
 
-	// electing is true while an election writes: statuses give way to it.
-	electing atomic.Bool
+	// electing is true while an election writes, moving while it writes moves: statuses give way to the one, and wait for the other.
+	electing, moving atomic.Bool
 
 	// Of the status loop. serviceConditions is false once the installed CRD turned out to have none.
 	serviceConditions atomic.Bool
@@ -75,7 +76,7 @@ type Controller struct {
 func New(o Options) *Controller {
 	wake := func() chan struct{} { return make(chan struct{}, 1) }
 	c := &Controller{
-		Options: o, selectors: selectors{}, lost: map[types.NamespacedName]*v1alpha1.Move{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
+		Options: o, selectors: selectors{}, lost: map[types.NamespacedName]*v1alpha1.Move{}, labelled: map[string]time.Time{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
 		shared: shared{
 			tracker: liveness.New(), advertised: map[types.NamespacedName]outcome{},
 			moves: map[types.NamespacedName]*move{}, concerned: map[types.NamespacedName]bool{}, namespaces: map[string]bool{},
@@ -129,7 +130,7 @@ type work struct {
 
 	unwritten error          // why the decision did not reach the API server: nothing may follow from it
 	lost      *v1alpha1.Move // that was part of it
-	labeled   error          // why the primary's label could not be set
+	labeled   error          // why the primary's label is not set
 }
 
 // inForce is the assignment's spec that the API server has.

@@ -50,7 +50,9 @@ func (c *Controller) SyncElection(ctx context.Context) (time.Duration, error) {
 	c.electionPace.worked(began, c.Now())
 
 	c.electing.Store(true)
+	c.moving.Store(slices.ContainsFunc(works, (*work).replaces))
 	defer c.electing.Store(false)
+	defer c.moving.Store(false)
 	again = sooner(again, c.writeAssignments(ctx, s, groups))
 	again = sooner(again, c.writeNodeLabels(ctx, s, works))
 	again = sooner(again, c.sweepAssignments(ctx, s))
@@ -61,6 +63,9 @@ func (c *Controller) SyncElection(ctx context.Context) (time.Duration, error) {
 	wake(c.statusWake)
 	return again, nil
 }
+
+// replaces is true when the decision takes the primary from a node.
+func (w *work) replaces() bool { return w.decision.Move != nil && w.decision.Move.From != "" }
 
 // each runs a step for every item, some side by side, and returns the shortest wait.
 func each[T any](items []T, limit int, step func(T) time.Duration) time.Duration {
@@ -335,8 +340,12 @@ func (c *Controller) sweepAssignments(ctx context.Context, s *snapshot) time.Dur
 	})
 }
 
+// labelInterval is the shortest time between two patches of a node's labels while more services are to come: each takes many with it.
+const labelInterval = 2 * time.Second
+
 // writeNodeLabels brings the public and the standby labels of every node to what the
-// assignments say: one patch per node that differs.
+// assignments say: one patch per node that differs. While there are more assignments to write, only what belongs to a move is written
+// at once.
 func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*work) time.Duration {
 	want := map[string]map[string]bool{}
 	add := func(node, key string) {
@@ -354,28 +363,54 @@ func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*
 			add(spec.Standby, spec.StandbyLabelKey())
 		}
 	}
-	failed := make([]error, len(s.nodes))
-	indices := make([]int, len(s.nodes))
-	for i := range indices {
-		indices[i] = i
-	}
-	again := each(indices, writers, func(i int) (wait time.Duration) {
-		node := s.nodes[i]
-		if patch := labelPatch(node, want[node.Name]); len(patch) > 0 {
-			wait, failed[i] = c.try(ctx, electionLoop, node.Name, "labels of Node", func(ctx context.Context) error { return c.labelNode(ctx, node.Name, patch) })
+	more := slices.ContainsFunc(works, func(w *work) bool { return errors.Is(w.unwritten, errLater) })
+	var urgent []string
+	for _, w := range works {
+		if w.replaces() {
+			urgent = append(urgent, w.inForce().LabelKey)
 		}
+	}
+	now := c.Now()
+	var due []*labelChange
+	changes := map[string]*labelChange{}
+	labelled := make(map[string]time.Time, len(c.labelled))
+	for _, node := range s.nodes {
+		last := c.labelled[node.Name]
+		if patch := labelPatch(node, want[node.Name]); len(patch) > 0 {
+			change := &labelChange{node: node.Name, patch: patch, err: errLater}
+			changes[node.Name] = change
+			if !more || now.Sub(last) >= labelInterval || slices.ContainsFunc(urgent, change.has) {
+				due, last = append(due, change), now
+			}
+		}
+		if now.Sub(last) < labelInterval {
+			labelled[node.Name] = last
+		}
+	}
+	c.labelled = labelled
+	again := each(due, writers, func(l *labelChange) (wait time.Duration) {
+		wait, l.err = c.try(ctx, electionLoop, l.node, "labels of Node", func(ctx context.Context) error { return c.labelNode(ctx, l.node, l.patch) })
 		return wait
 	})
-	unlabeled := map[string]error{}
-	for i, node := range s.nodes {
-		if failed[i] != nil {
-			unlabeled[node.Name] = fmt.Errorf("label node %s: %w", node.Name, failed[i])
+	for _, w := range works {
+		spec := w.inForce()
+		if l := changes[spec.Primary]; l != nil && l.err != nil && l.has(spec.LabelKey) {
+			w.labeled = fmt.Errorf("label node %s: %w", l.node, l.err)
 		}
 	}
-	for _, w := range works {
-		w.labeled = unlabeled[w.inForce().Primary]
-	}
 	return again
+}
+
+// labelChange is one patch of a Node's labels.
+type labelChange struct {
+	node  string
+	patch map[string]any
+	err   error // why it was not written
+}
+
+func (l *labelChange) has(key string) bool {
+	_, ok := l.patch[key]
+	return ok
 }
 
 func (c *Controller) labelNode(ctx context.Context, name string, patch map[string]any) error {

@@ -32,6 +32,8 @@ const (
 	settleTime = 500 * time.Millisecond
 	// statusWriters is less than writers: elections and MetalLB go first.
 	statusWriters = 4
+	// giveWayTime is when to try again what waits for a move to be written.
+	giveWayTime = 50 * time.Millisecond
 )
 
 // settling is a status that is not written yet.
@@ -84,7 +86,10 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 		limit = 1
 	}
 	again = sooner(again, each(due, limit, func(w *statusWork) time.Duration {
-		if c.Now().After(end) {
+		switch {
+		case c.moving.Load():
+			return giveWayTime
+		case c.Now().After(end):
 			return time.Millisecond
 		}
 		return c.writeStatus(ctx, w)
@@ -129,7 +134,7 @@ func (c *Controller) statuses(ctx context.Context) ([]*statusWork, error) {
 		if egress == nil {
 			continue
 		}
-		if errors.Is(w.unwritten, errLater) {
+		if errors.Is(w.unwritten, errLater) || errors.Is(w.labeled, errLater) {
 			shown.Services = append(shown.Services, measured(w, egress.Status, egress.Status.Conditions))
 			continue
 		}

@@ -23,7 +23,7 @@ const (
 	// server is slow to answer, which it is when many speakers have something to say at once: what comes meanwhile goes into one report,
 	// and costs the API server one write instead of many.
 	reportInterval  = 200 * time.Millisecond
-	reportShare     = 10
+	reportShare     = 20
 	longestInterval = 2 * time.Second
 	// maxProblems and maxBehind are the EgressNode CRD's limits.
 	maxProblems, maxBehind = 50, 50

@@ -19,7 +19,7 @@ const (
 	// reportInterval is the shortest time between two reports of a node, which grows up to longestInterval where the API server takes more
 	// than a reportShare-th of it to write one (design of the egress-speaker).
 	reportInterval, longestInterval = 200 * time.Millisecond, 2 * time.Second
-	reportShare                     = 10
+	reportShare                     = 20
 	writeTimeout                    = 30 * time.Second
 	retryAfter                      = time.Second
 	// never is the wait of somebody who will be woken.
