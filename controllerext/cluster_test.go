@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-kit/log"
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
+	metallbv1beta2 "go.universe.tf/metallb/api/v1beta2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +29,7 @@ import (
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/ovnkubernetes"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 // cluster is a fake API server with the controller on top, and a count of its writes.
@@ -46,7 +48,7 @@ type cluster struct {
 func newCluster(t *testing.T, objects ...client.Object) *cluster {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, metallbv1beta1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, advertisement.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +70,7 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 		}
 		return nil
 	}
-	c.client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
+	c.client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(metallb(), objects...)...).
 		WithStatusSubresource(&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &v1alpha1.EgressNode{}).
 		WithInterceptorFuncs(interceptor.Funcs{
 			Create: func(ctx context.Context, w client.WithWatch, o client.Object, options ...client.CreateOption) error {
@@ -116,7 +118,8 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 func (c *cluster) restart() {
 	c.controller = New(Options{
 		Client: c.client, Recorder: c.recorder, Logger: log.NewNopLogger(), MetalLBNamespace: "metallb-system",
-		DefaultFailurePolicy: v1alpha1.FailOpen, ServiceConditions: true, Now: func() time.Time { return c.now },
+		DefaultFailurePolicy: v1alpha1.FailOpen, Guarded: true,
+		MetalLB: MetalLB{Features: advertisement.Features{ServiceSelectors: true}}, ServiceConditions: true, Now: func() time.Time { return c.now },
 	})
 }
 
@@ -254,6 +257,17 @@ func (c *cluster) condition(name, kind string) string {
 		}
 	}
 	return "absent"
+}
+
+// metallb is its configuration: a pool and a peer.
+func metallb() []client.Object {
+	return []client.Object{
+		&metallbv1beta1.IPAddressPool{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "pool"},
+			Spec:       metallbv1beta1.IPAddressPoolSpec{Addresses: []string{"192.0.2.0/24", "2001:db8::/64"}},
+		},
+		&metallbv1beta2.BGPPeer{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "tor"}},
+	}
 }
 
 func node(name string) []client.Object {

@@ -31,20 +31,18 @@ func unknown(reason, message string) finding {
 	return finding{metav1.ConditionUnknown, reason, message}
 }
 
-// conditions are the service's, each with the reason that holds now.
-func (w *work) conditions(advertised outcome) []metav1.Condition {
+// conditions are the service's, each with the reason that holds now. With the guard the speakers announce, otherwise MetalLB.
+func (w *work) conditions(advertised outcome, guarded bool) []metav1.Condition {
 	list := []metav1.Condition{w.decision.Assigned}
 	add := func(kind string, f finding) {
 		list = append(list, metav1.Condition{Type: kind, Status: f.status, Reason: f.reason, Message: f.message})
 	}
 	add(v1alpha1.ConditionDataplaneReady, w.dataplaneReady())
 	if w.exclusive() {
-		add(v1alpha1.ConditionAnnounced, w.announced())
-		if advertised.reason == v1alpha1.ReasonConfigured {
-			add(v1alpha1.ConditionAdvertisementsConsistent, yes(advertised.reason))
-		} else {
-			add(v1alpha1.ConditionAdvertisementsConsistent, no(advertised.reason, advertised.message))
-		}
+		add(v1alpha1.ConditionAnnounced, w.announced(advertised, guarded))
+	}
+	if w.exclusive() || advertised.reason == v1alpha1.ReasonSelectsMissingLabel {
+		add(v1alpha1.ConditionAdvertisementsConsistent, finding{advertised.status, advertised.reason, advertised.message})
 	}
 	ready := yes(v1alpha1.ReasonReady)
 	var missing []string
@@ -93,7 +91,7 @@ func (w *work) dataplaneReady() finding {
 	return yes(v1alpha1.ReasonProgrammed)
 }
 
-func (w *work) announced() finding {
+func (w *work) announced(advertised outcome, guarded bool) finding {
 	primary, report := w.inForce().Primary, w.report()
 	message := orElse(report.Reason, "node "+primary+" has not reported the address as announced")
 	switch {
@@ -103,11 +101,13 @@ func (w *work) announced() finding {
 		return no(v1alpha1.ReasonNodeNotLabeled, w.labeled.Error())
 	case w.silent[primary]:
 		return unknown(v1alpha1.ReasonSpeakerSilent, "the egress-speaker of node "+primary+" has stopped renewing its lease")
-	case lifecycle.Answers(w.assignment, report) && report.Announced:
+	case guarded && lifecycle.Answers(w.assignment, report) && report.Announced, !guarded && advertised.announced:
 		return yes(v1alpha1.ReasonAnnounced)
 	case !w.endpoints.served:
 		return no(v1alpha1.ReasonNoServingEndpoints,
 			"no endpoint is serving, so MetalLB announces no address and replies have no way back; with publishNotReadyAddresses: true on the Service it would")
+	case !guarded:
+		return no(v1alpha1.ReasonNotAnnounced, "MetalLB does not say that it announces the service from node "+primary)
 	case !report.Offered:
 		return no(v1alpha1.ReasonNotOffered, message)
 	}

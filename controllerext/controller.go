@@ -40,6 +40,13 @@ type Options struct {
 	// IgnoreExclude mirrors the flag of MetalLB's speakers to announce from nodes labelled
 	// node.kubernetes.io/exclude-from-external-load-balancers too.
 	IgnoreExclude bool
+	// MetalLB is what the installed one has.
+	MetalLB MetalLB
+	// Guarded is true with the back end gobgp: the speakers announce, and withhold the addresses on every node but the primary. Otherwise
+	// MetalLB announces, and advertisements are all that keeps them there.
+	Guarded bool
+	// ManageAdvertisements allows to exclude the services from BGPAdvertisements that are not ours.
+	ManageAdvertisements bool
 	// ServiceConditions is true where the installed EgressService CRD is this project's, which has
 	// status.conditions and status.standby.
 	ServiceConditions bool
@@ -63,6 +70,12 @@ type Controller struct {
 	outage    outage
 	lost      map[types.NamespacedName]*v1alpha1.Move // whose write seemed to fail: maybe only the answer was lost
 	labelled  map[string]time.Time                    // when each node's labels were last patched
+
+	// Of the advertisement loop: since when MetalLB announces from wrong nodes, advertisements of ours are there, and they are not needed.
+	strays      map[stray]time.Time
+	ownedSince  map[string]time.Time
+	orphanSince map[types.UID]time.Time
+	editedAt    map[string]time.Time // when advertisements of others were edited, by name
 
 	// electing is true while an election writes, moving while it writes moves: statuses give way to the one, and wait for the other.
 	electing, moving atomic.Bool

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +18,7 @@ import (
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 func TestServiceGetsItsNode(t *testing.T) {
@@ -76,11 +76,16 @@ func TestDeletedServiceLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.sync()
+	if labels := c.ourLabels()["a"]; len(labels) != 1 {
+		t.Errorf("labels of the node, before the Service's is gone: %v", labels)
+	}
+	c.now = c.now.Add(settleAdvertisements)
+	c.sync()
 	if labels := c.ourLabels(); len(labels) > 0 {
 		t.Errorf("labels left: %v", labels)
 	}
 	var assignments v1alpha1.EgressAssignmentList
-	var advertisements metallbv1beta1.BGPAdvertisementList
+	var advertisements advertisement.BGPAdvertisementList
 	var services corev1.ServiceList
 	if err := errors.Join(c.client.List(t.Context(), &assignments), c.client.List(t.Context(), &advertisements), c.client.List(t.Context(), &services)); err != nil {
 		t.Fatal(err)
@@ -95,7 +100,7 @@ func TestDeletedServiceLeavesNothing(t *testing.T) {
 }
 
 func TestForeignObjectsAreLeftAlone(t *testing.T) {
-	users := &metallbv1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "users"}}
+	users := &advertisement.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "users"}}
 	labeled := users.DeepCopy()
 	labeled.Name, labeled.Labels = "users-with-our-label", map[string]string{v1alpha1.ManagedByLabel: v1alpha1.ManagedByValue}
 	c := newCluster(t, append(slices.Concat(node("a"), service("s", "192.0.2.1")), users, labeled)...)

@@ -359,7 +359,7 @@ func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*
 		if spec.Primary != "" {
 			add(spec.Primary, spec.LabelKey)
 		}
-		if spec.Standby != "" {
+		if spec.Standby != "" && c.Guarded {
 			add(spec.Standby, spec.StandbyLabelKey())
 		}
 	}
@@ -376,7 +376,7 @@ func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*
 	labelled := make(map[string]time.Time, len(c.labelled))
 	for _, node := range s.nodes {
 		last := c.labelled[node.Name]
-		if patch := labelPatch(node, want[node.Name]); len(patch) > 0 {
+		if patch := labelPatch(node, want[node.Name], s.released); len(patch) > 0 {
 			change := &labelChange{node: node.Name, patch: patch, err: errLater}
 			changes[node.Name] = change
 			if !more || now.Sub(last) >= labelInterval || slices.ContainsFunc(urgent, change.has) {
@@ -422,8 +422,8 @@ func (c *Controller) labelNode(ctx context.Context, name string, patch map[strin
 	return client.IgnoreNotFound(c.Client.Patch(ctx, target, client.RawPatch(types.MergePatchType, body), fieldOwner))
 }
 
-// labelPatch is a merge patch of the node's labels: "" sets, nil removes.
-func labelPatch(node *corev1.Node, want map[string]bool) map[string]any {
+// labelPatch is a merge patch of the node's labels: "" sets, nil removes. Those to be kept stay where they are.
+func labelPatch(node *corev1.Node, want map[string]bool, keep []string) map[string]any {
 	patch := map[string]any{}
 	for key := range want {
 		if value, ok := node.Labels[key]; !ok || value != "" {
@@ -432,7 +432,7 @@ func labelPatch(node *corev1.Node, want map[string]bool) map[string]any {
 	}
 	for key := range node.Labels {
 		ours := strings.HasPrefix(key, egressv1.LabelPrefix) || strings.HasPrefix(key, v1alpha1.StandbyLabelPrefix)
-		if ours && !want[key] {
+		if ours && !want[key] && !slices.Contains(keep, key) {
 			patch[key] = nil
 		}
 	}

@@ -6,12 +6,10 @@ import (
 	"context"
 	"time"
 
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
@@ -49,7 +47,7 @@ func (c *Controller) Loops() []Loop {
 		},
 		{
 			Name: advertisementLoop, Sync: c.SyncAdvertisements, Relevant: c.changesAdvertisements, Wake: c.adsWake,
-			Watched: []client.Object{&corev1.Service{}, &metallbv1beta1.BGPAdvertisement{}},
+			Watched: append([]client.Object{&corev1.Service{}}, c.metallbWatched()...),
 		},
 		{
 			Name: statusLoop, Sync: c.SyncStatus, Wake: c.statusWake, Relevant: always,
@@ -98,6 +96,12 @@ func (c *Controller) changesElection(before, after client.Object) bool {
 	return true
 }
 
+func serviceChanged(before, after *corev1.Service) bool {
+	return before.UID != after.UID || !equality.Semantic.DeepEqual(before.Labels, after.Labels) ||
+		!equality.Semantic.DeepEqual(before.Annotations, after.Annotations) ||
+		!equality.Semantic.DeepEqual(before.Spec, after.Spec) || !equality.Semantic.DeepEqual(before.Status, after.Status)
+}
+
 func nodeChanged(before, after *corev1.Node) bool {
 	return before.Spec.Unschedulable != after.Spec.Unschedulable || (before.DeletionTimestamp == nil) != (after.DeletionTimestamp == nil) ||
 		readiness(before) != readiness(after) ||
@@ -116,7 +120,12 @@ func (c *Controller) changesAdvertisements(before, after client.Object) bool {
 		return true
 	}
 	_, labelled := object.GetLabels()[v1alpha1.ServiceLabel]
+	service := object.(*corev1.Service)
+	// Any Service may come to share an address.
+	if labelled || len(service.Status.LoadBalancer.Ingress) > 0 {
+		return before == nil || after == nil || serviceChanged(before.(*corev1.Service), after.(*corev1.Service))
+	}
 	c.shared.mutex.Lock()
 	defer c.shared.mutex.Unlock()
-	return labelled || c.shared.concerned[types.NamespacedName{Namespace: object.GetNamespace(), Name: object.GetName()}]
+	return c.shared.concerned[client.ObjectKeyFromObject(service)]
 }

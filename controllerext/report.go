@@ -143,7 +143,7 @@ func (c *Controller) statuses(ctx context.Context) ([]*statusWork, error) {
 		if !known {
 			result = s.advertisedBefore()
 		}
-		s.conditions = w.conditions(result)
+		s.conditions = w.conditions(result, c.Guarded)
 		c.want(s)
 		all = append(all, s)
 		shown.Services = append(shown.Services, measured(w, s.wantEgress, s.conditions))
@@ -164,9 +164,9 @@ func (s *statusWork) before() []metav1.Condition {
 // the start.
 func (s *statusWork) advertisedBefore() outcome {
 	if last := meta.FindStatusCondition(s.before(), v1alpha1.ConditionAdvertisementsConsistent); last != nil {
-		return outcome{last.Reason, last.Message}
+		return outcome{status: last.Status, reason: last.Reason, message: last.Message, announced: meta.IsStatusConditionTrue(s.before(), v1alpha1.ConditionAnnounced)}
 	}
-	return outcome{v1alpha1.ReasonNothingToAnnounce, "not looked at yet"}
+	return outcome{status: metav1.ConditionFalse, reason: v1alpha1.ReasonNothingToAnnounce, message: "not looked at yet"}
 }
 
 // want computes both objects' statuses.
@@ -385,7 +385,7 @@ func told(c metav1.Condition) bool {
 	case v1alpha1.ConditionAnnounced:
 		return c.Reason == v1alpha1.ReasonNoServingEndpoints || c.Reason == v1alpha1.ReasonNodeNotLabeled
 	case v1alpha1.ConditionAdvertisementsConsistent:
-		return c.Reason == v1alpha1.ReasonWriteFailed
+		return c.Status != metav1.ConditionTrue && c.Reason != v1alpha1.ReasonNothingToAnnounce && c.Reason != v1alpha1.ReasonPoolUnknown
 	case v1alpha1.ConditionRepliesDiverted:
 		return true
 	}

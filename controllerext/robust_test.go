@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -238,10 +237,10 @@ func TestAdvertisementIsRepairedAndSpared(t *testing.T) {
 	c := newCluster(t, slices.Concat(node("a"), service("s", "192.0.2.1"))...)
 	c.settle("s")
 	name := advertisement.Name("ns", "s")
-	read := func() *metallbv1beta1.BGPAdvertisement {
-		return get(c, "metallb-system", name, &metallbv1beta1.BGPAdvertisement{})
+	read := func() *advertisement.BGPAdvertisement {
+		return get(c, "metallb-system", name, &advertisement.BGPAdvertisement{})
 	}
-	edit(c, read(), func(a *metallbv1beta1.BGPAdvertisement) {
+	edit(c, read(), func(a *advertisement.BGPAdvertisement) {
 		delete(a.Labels, v1alpha1.ManagedByLabel)
 		a.Labels["team"] = "net"
 		a.Spec.AggregationLength = new(int32(24))
@@ -251,12 +250,14 @@ func TestAdvertisementIsRepairedAndSpared(t *testing.T) {
 		t.Errorf("labels %v, aggregationLength %d", a.Labels, *a.Spec.AggregationLength)
 	}
 	c.quiet()
-	edit(c, read(), func(a *metallbv1beta1.BGPAdvertisement) { delete(a.Labels, v1alpha1.ManagedByLabel) })
+	edit(c, read(), func(a *advertisement.BGPAdvertisement) { delete(a.Labels, v1alpha1.ManagedByLabel) })
 	if err := c.client.Delete(t.Context(), c.egress("s")); err != nil {
 		t.Fatal(err)
 	}
 	c.sync()
-	var left metallbv1beta1.BGPAdvertisementList
+	c.now = c.now.Add(settleAdvertisements)
+	c.sync()
+	var left advertisement.BGPAdvertisementList
 	if err := c.client.List(t.Context(), &left); err != nil || len(left.Items) > 0 {
 		t.Errorf("error %v, %d advertisements left", err, len(left.Items))
 	}

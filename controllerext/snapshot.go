@@ -25,6 +25,7 @@ type snapshot struct {
 	services       map[types.NamespacedName]*corev1.Service              // of namespaces with an EgressService
 	slices         map[types.NamespacedName][]*discoveryv1.EndpointSlice // by Service; of the same namespaces
 	nodes          []*corev1.Node
+	released       []string // keys of Node labels that must not go yet
 	pods           prefixes // the nodes' pod subnets
 	reports        map[string]*v1alpha1.EgressNode
 	entries        map[string]map[string]v1alpha1.EgressNodeService // of the reports, by service key and node
@@ -52,6 +53,10 @@ func (c *Controller) read(ctx context.Context) (*snapshot, error) {
 		return nil, err
 	}
 	oldest := oldestFirst(egressServices.Items)
+	exclusive := make(map[types.NamespacedName]bool, len(oldest))
+	for _, egress := range oldest {
+		exclusive[client.ObjectKeyFromObject(egress)] = egress.Spec.SourceIPBy != egressv1.SourceIPNetwork
+	}
 	concerned := c.concern(oldest)
 	assignments, err := list[v1alpha1.EgressAssignmentList](ctx, c.Client)
 	if err != nil {
@@ -95,6 +100,7 @@ func (c *Controller) read(ctx context.Context) (*snapshot, error) {
 			s.slices[key] = append(s.slices[key], slice)
 		}
 	}
+	s.released = released(pointers(services.Items), func(key types.NamespacedName) bool { return exclusive[key] })
 	s.pods = c.subnets.read(s.nodes)
 	s.index(pointers(reports.Items))
 	return s, nil

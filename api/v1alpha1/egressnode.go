@@ -53,6 +53,11 @@ type EgressNodeStatus struct {
 	// +listType=atomic
 	Networks []string `json:"networks,omitempty"`
 
+	// vrfs are those of the networks that are VRF devices, ordered.
+	// +optional
+	// +listType=atomic
+	VRFs []string `json:"vrfs,omitempty"`
+
 	// bgpSessions are the node's BGP sessions, ordered by VRF and peer.
 	// +optional
 	// +listType=atomic

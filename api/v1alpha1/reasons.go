@@ -12,8 +12,8 @@ const (
 	ConditionDataplaneReady = "DataplaneReady"
 	// ConditionAnnounced is true while the primary reports the LoadBalancer IP as sent.
 	ConditionAnnounced = "Announced"
-	// ConditionAdvertisementsConsistent is true while the BGPAdvertisement of ours is in
-	// place, and the Service has the label that it selects.
+	// ConditionAdvertisementsConsistent is true while the BGPAdvertisements of ours are in
+	// place, the Service has the label that they select, and nothing else makes MetalLB announce the service from another node.
 	ConditionAdvertisementsConsistent = "AdvertisementsConsistent"
 	// ConditionReady is true while all of the above are. Its reason is the first one's that is not.
 	ConditionReady = "Ready"
@@ -124,6 +124,40 @@ const (
 	ReasonPoolUnknown = "PoolUnknown"
 	// ReasonWriteFailed: MetalLB's objects or the Service's label could not be written.
 	ReasonWriteFailed = "WriteFailed"
+	// ReasonServiceSelectorsMissing: the installed MetalLB is older than v0.16 and can't confine an advertisement to one service.
+	ReasonServiceSelectorsMissing = "ServiceSelectorsMissing"
+	// ReasonAddressNotInPool: MetalLB does not announce the address, which is not of the pool that it is said to be from.
+	ReasonAddressNotInPool = "AddressNotInPool"
+	// ReasonPoolLacksFamily: the Service is dual-stack, its pool is not.
+	ReasonPoolLacksFamily = "PoolLacksFamily"
+	// ReasonOtherAdvertisement: another BGPAdvertisement announces the service from other nodes.
+	ReasonOtherAdvertisement = "OtherAdvertisement"
+	// ReasonNodeSelectorsMisspelt: another BGPAdvertisement was written with nodeSelector, which was dropped, and announces it from every node.
+	ReasonNodeSelectorsMisspelt = "NodeSelectorsMisspelt"
+	// ReasonL2Advertisement: an L2Advertisement announces the service too.
+	ReasonL2Advertisement = "L2Advertisement"
+	// ReasonAggregateAdvertised: other nodes announce a prefix with the address in it.
+	ReasonAggregateAdvertised = "AggregateAdvertised"
+	// ReasonSharedWithOrdinaryService: a Service that is no egress service has the address too, and is announced from other nodes.
+	ReasonSharedWithOrdinaryService = "SharedWithOrdinaryService"
+	// ReasonNoBGPPeer: the primary has no BGPPeer to announce the service to.
+	ReasonNoBGPPeer = "NoBGPPeer"
+	// ReasonNodeExcluded: the primary is excluded from external load balancers.
+	ReasonNodeExcluded = "NodeExcluded"
+	// ReasonNotAdvertised: no BGPAdvertisement announces the service from the primary.
+	ReasonNotAdvertised = "NotAdvertised"
+	// ReasonConflictingAttributes: BGPAdvertisements of others contradict one another for the same peers.
+	ReasonConflictingAttributes = "ConflictingAttributes"
+	// ReasonPeersNotInNetwork: spec.network is a VRF that no BGPPeer is in.
+	ReasonPeersNotInNetwork = "PeersNotInNetwork"
+	// ReasonSelectsMissingLabel: a BGPAdvertisement waits for a Node label that a service of sourceIPBy Network never gets.
+	ReasonSelectsMissingLabel = "SelectsMissingLabel"
+	// ReasonAnnouncedElsewhere: MetalLB says that it announces the service by BGP from another node.
+	ReasonAnnouncedElsewhere = "AnnouncedElsewhere"
+	// ReasonL2AnnouncedElsewhere: MetalLB says that it announces the service by layer 2 from another node.
+	ReasonL2AnnouncedElsewhere = "L2AnnouncedElsewhere"
+	// ReasonConfigurationInvalid: MetalLB's speaker on the primary has found its configuration not valid.
+	ReasonConfigurationInvalid = "ConfigurationInvalid"
 )
 
 // ReasonReady is the reason of Ready.

@@ -23,6 +23,10 @@ const (
 	// ours in another namespace belongs to.
 	OwnerAnnotation = "metallb-egress.io/owner"
 
+	// OriginalSelectorsAnnotation, on a BGPAdvertisement that is not ours, holds its serviceSelectors as JSON from before the egress
+	// services were excluded from it.
+	OriginalSelectorsAnnotation = "metallb-egress.io/original-service-selectors"
+
 	// FailurePolicyAnnotation on an EgressService sets its failure policy, Open or Closed.
 	FailurePolicyAnnotation = "metallb-egress.io/failure-policy"
 

@@ -218,6 +218,11 @@ func (in *EgressNodeStatus) DeepCopyInto(out *EgressNodeStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.VRFs != nil {
+		in, out := &in.VRFs, &out.VRFs
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.BGPSessions != nil {
 		in, out := &in.BGPSessions, &out.BGPSessions
 		*out = make([]BGPSession, len(*in))

@@ -6,8 +6,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 // advertisement says that MetalLB is told to announce the service from the labelled nodes, or is
@@ -60,7 +63,7 @@ func (w *world) advertisement(ctx context.Context, args ...string) error {
 // selects compares what MetalLB is told with what it has to be told, and sees that no other Service
 // has the label.
 func (w *world) selects(
-	ctx context.Context, got metallbv1beta1.BGPAdvertisement, pool string, spec v1alpha1.EgressAssignmentSpec, label string,
+	ctx context.Context, got advertisement.BGPAdvertisement, pool string, spec v1alpha1.EgressAssignmentSpec, label string,
 ) error {
 	onLabel := func(key, value string) metav1.LabelSelector {
 		return metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
@@ -72,7 +75,7 @@ func (w *world) selects(
 		// The CRD's own defaults.
 		AggregationLength: got.Spec.AggregationLength, AggregationLengthV6: got.Spec.AggregationLengthV6,
 	}
-	if diff := cmp.Diff(want, got.Spec); diff != "" {
+	if diff := cmp.Diff(advertisement.BGPAdvertisementSpec{BGPAdvertisementSpec: want}, got.Spec); diff != "" {
 		return fmt.Errorf("-want +got:\n%s", diff)
 	}
 	services := &corev1.ServiceList{}
@@ -81,6 +84,30 @@ func (w *world) selects(
 	}
 	if len(services.Items) != 1 {
 		return errors.New("the Service's label is not its own: " + label)
+	}
+	return nil
+}
+
+// selectors compares the serviceSelectors of somebody's advertisement, and sees whether it bears the mark of an exclusion.
+func (w *world) selectors(ctx context.Context, args ...string) error {
+	if len(args) < 2 {
+		return errUsage
+	}
+	a := &advertisement.BGPAdvertisement{}
+	if err := w.client.Get(ctx, client.ObjectKey{Namespace: metallbNamespace, Name: args[0]}, a); err != nil {
+		return err
+	}
+	var want []metav1.LabelSelector
+	if args[1] != "-" {
+		if err := json.Unmarshal([]byte(args[1]), &want); err != nil {
+			return err
+		}
+	}
+	if diff := cmp.Diff(want, a.Spec.ServiceSelectors); diff != "" {
+		return fmt.Errorf("-want +got:\n%s", diff)
+	}
+	if _, marked := a.Annotations[v1alpha1.OriginalSelectorsAnnotation]; marked != slices.Contains(args[2:], "marked") {
+		return fmt.Errorf("marked is %v", marked)
 	}
 	return nil
 }

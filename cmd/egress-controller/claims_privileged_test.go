@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,6 +23,7 @@ import (
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 // claim is a statement about the world: nil while it is true.
@@ -49,6 +49,7 @@ var claims = map[string]claim{
 	"labels":        {"NODE [LABEL]...", "all of our labels on a node: ns-s, standby/ns-s", (*world).labels},
 	"label":         {"NODE KEY[=VALUE]|KEY-", "a label that is, or is not, on a node", (*world).label},
 	"advertisement": {"ns/s present|absent [pool=POOL]", "the BGPAdvertisement, and the Service's label", (*world).advertisement},
+	"selectors":     {"NAME JSON|- [marked]", "the serviceSelectors of a BGPAdvertisement, and our mark on it", (*world).selectors},
 	"gone":          {"ns/s", "neither an EgressService nor an EgressAssignment of that name", (*world).gone},
 	"assignment":    {"ns/s FIELD VALUE|-", "a field of the assignment's spec", (*world).assignmentField},
 	"spread":        {"NAMESPACE N,...", "how many of a namespace's services the nodes are primary of, in order", (*world).spread},
@@ -376,12 +377,12 @@ func (w *world) gone(ctx context.Context, args ...string) error {
 }
 
 // owned are the advertisements of ours that name the service.
-func (w *world) owned(ctx context.Context, key types.NamespacedName) ([]metallbv1beta1.BGPAdvertisement, error) {
-	list := &metallbv1beta1.BGPAdvertisementList{}
+func (w *world) owned(ctx context.Context, key types.NamespacedName) ([]advertisement.BGPAdvertisement, error) {
+	list := &advertisement.BGPAdvertisementList{}
 	if err := w.client.List(ctx, list, client.InNamespace(metallbNamespace)); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(list.Items, func(a metallbv1beta1.BGPAdvertisement) bool {
+	return slices.DeleteFunc(list.Items, func(a advertisement.BGPAdvertisement) bool {
 		return a.Annotations[v1alpha1.OwnerAnnotation] != key.String() || a.Labels[v1alpha1.ManagedByLabel] != v1alpha1.ManagedByValue
 	}), nil
 }

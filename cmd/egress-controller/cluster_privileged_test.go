@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
+	metallbv1beta2 "go.universe.tf/metallb/api/v1beta2"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -32,6 +33,7 @@ import (
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 	"github.com/metallb-egress/metallb-egress/cmd/internal/program"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 	"github.com/metallb-egress/metallb-egress/e2e/lab/controlplane"
 	"github.com/metallb-egress/metallb-egress/e2e/lab/process"
 	"github.com/metallb-egress/metallb-egress/hack/tools/cache"
@@ -162,7 +164,7 @@ func newCluster(ctx context.Context, root string) (c *cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	scheme, err := program.Scheme()
+	scheme, err := newScheme()
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +175,20 @@ func newCluster(ctx context.Context, root string) (c *cluster, err error) {
 	if started.kubeconfig, err = plane.KubeconfigFor(ctx, "egress-controller", "system:masters"); err != nil {
 		return nil, err
 	}
-	return started, started.createNamespace(ctx, metallbNamespace)
+	return started, errors.Join(started.createNamespace(ctx, metallbNamespace), started.configureMetalLB(ctx))
+}
+
+// configureMetalLB makes what an admin makes first: pools, and a peer.
+func (c *cluster) configureMetalLB(ctx context.Context) error {
+	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: metallbNamespace, Name: name} }
+	addresses := []string{"192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"}
+	return errors.Join(
+		c.client.Create(ctx, &metallbv1beta1.IPAddressPool{ObjectMeta: meta("pool"), Spec: metallbv1beta1.IPAddressPoolSpec{Addresses: addresses}}),
+		c.client.Create(ctx, &metallbv1beta1.IPAddressPool{ObjectMeta: meta("other"), Spec: metallbv1beta1.IPAddressPoolSpec{Addresses: addresses}}),
+		c.client.Create(ctx, &metallbv1beta2.BGPPeer{
+			ObjectMeta: meta("tor"), Spec: metallbv1beta2.BGPPeerSpec{MyASN: 64512, ASN: 64513, Address: "192.0.2.254"},
+		}),
+	)
 }
 
 // moduleDir is the folder of a module that this repository requires.
@@ -197,7 +212,7 @@ func (c *cluster) createNamespace(ctx context.Context, name string) error {
 func inhabitants() []client.ObjectList {
 	return []client.ObjectList{
 		&egressv1.EgressServiceList{}, &v1alpha1.EgressAssignmentList{}, &corev1.ServiceList{}, &discoveryv1.EndpointSliceList{},
-		&metallbv1beta1.BGPAdvertisementList{}, &corev1.NodeList{}, &v1alpha1.EgressNodeList{}, &coordinationv1.LeaseList{},
+		&advertisement.BGPAdvertisementList{}, &metallbv1beta1.L2AdvertisementList{}, &corev1.NodeList{}, &v1alpha1.EgressNodeList{}, &coordinationv1.LeaseList{},
 		&eventsv1.EventList{},
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -21,6 +20,7 @@ import (
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 // state is everything that the controller writes, and what it belongs to.
@@ -29,12 +29,12 @@ type state struct {
 	assignments    map[types.NamespacedName]*v1alpha1.EgressAssignment
 	services       map[types.NamespacedName]*corev1.Service
 	nodes          []corev1.Node
-	advertisements []metallbv1beta1.BGPAdvertisement
+	advertisements []advertisement.BGPAdvertisement
 }
 
 func (w *world) look(ctx context.Context) (*state, error) {
 	egress, assignments, services := &egressv1.EgressServiceList{}, &v1alpha1.EgressAssignmentList{}, &corev1.ServiceList{}
-	nodes, advertisements := &corev1.NodeList{}, &metallbv1beta1.BGPAdvertisementList{}
+	nodes, advertisements := &corev1.NodeList{}, &advertisement.BGPAdvertisementList{}
 	for _, list := range []client.ObjectList{egress, assignments, services, nodes, advertisements} {
 		if err := w.client.List(ctx, list); err != nil {
 			return nil, err

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,6 +26,7 @@ import (
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 // control is the command "controller".
@@ -199,7 +199,7 @@ func (w *world) failures(_ context.Context, args ...string) error {
 func (w *world) object(ctx context.Context, kind, name string) (client.Object, error) {
 	object, known := map[string]client.Object{
 		"egressservice": &egressv1.EgressService{}, "assignment": &v1alpha1.EgressAssignment{}, "egressnode": &v1alpha1.EgressNode{},
-		"advertisement": &metallbv1beta1.BGPAdvertisement{}, "service": &corev1.Service{}, "node": &corev1.Node{},
+		"advertisement": &advertisement.BGPAdvertisement{}, "service": &corev1.Service{}, "node": &corev1.Node{},
 	}[kind]
 	if !known {
 		return nil, fmt.Errorf("what is a %q?", kind)

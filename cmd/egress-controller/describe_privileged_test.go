@@ -9,13 +9,13 @@ import (
 	"fmt"
 	"io"
 
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 )
 
 // describe writes what matters of each object, one line each.
@@ -35,7 +35,7 @@ func describe(to io.Writer, list client.ObjectList) error {
 			parts = []any{o.Status}
 		case *corev1.Node:
 			parts = []any{o.Labels, o.Spec.Unschedulable, o.Status.Conditions}
-		case *metallbv1beta1.BGPAdvertisement:
+		case *advertisement.BGPAdvertisement:
 			parts = []any{o.Labels, o.Spec}
 		default:
 			return nil

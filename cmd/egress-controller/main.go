@@ -12,13 +12,13 @@ import (
 	"time"
 
 	"github.com/go-kit/log/level"
+	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
+	metallbv1beta2 "go.universe.tf/metallb/api/v1beta2"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -27,17 +27,22 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager/signals"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
-
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 	"github.com/metallb-egress/metallb-egress/cmd/internal/metricsserver"
 	"github.com/metallb-egress/metallb-egress/cmd/internal/program"
 	"github.com/metallb-egress/metallb-egress/controllerext"
+	"github.com/metallb-egress/metallb-egress/controllerext/advertisement"
 	"github.com/metallb-egress/metallb-egress/controllerext/metrics"
 )
 
 var version = "unknown"
+
+// Values of -bgp-backend.
+const (
+	backEndGoBGP    = "gobgp"
+	backEndExternal = "external"
+)
 
 type options struct {
 	program.Common
@@ -45,6 +50,8 @@ type options struct {
 	namespace      string
 	failurePolicy  string
 	ignoreExclude  bool
+	backEnd        string
+	manage         bool
 	perService     bool
 	metrics        metricsserver.Flags
 	// tune, when set, may change how the API server is reached.
@@ -58,6 +65,8 @@ func main() {
 	flag.StringVar(&o.namespace, "namespace", "metallb-system", "`namespace` of the leader election's Lease")
 	flag.StringVar(&o.failurePolicy, "failure-policy", "Open", "failure policy of services without the annotation: Open or Closed")
 	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-lb", false, "elect nodes labelled node.kubernetes.io/exclude-from-external-load-balancers too: set it as for MetalLB's speakers")
+	flag.StringVar(&o.backEnd, "bgp-backend", backEndGoBGP, "who announces: gobgp, the egress-speakers, or external, MetalLB itself")
+	flag.BoolVar(&o.manage, "manage-advertisements", false, "exclude egress services from BGPAdvertisements of others that announce them from other nodes, too")
 	flag.BoolVar(&o.perService, "metrics-per-service", true, "export the metrics that have series for each EgressService")
 	o.metrics.Register(flag.CommandLine)
 	flag.Parse()
@@ -76,6 +85,10 @@ func run(ctx context.Context, o options) error {
 	if policy != v1alpha1.FailOpen && policy != v1alpha1.FailClosed {
 		return fmt.Errorf("-failure-policy %q: want Open or Closed", o.failurePolicy)
 	}
+	if o.backEnd != backEndGoBGP && o.backEnd != backEndExternal {
+		return fmt.Errorf("-bgp-backend %q: want %s or %s", o.backEnd, backEndGoBGP, backEndExternal)
+	}
+	guarded := o.backEnd == backEndGoBGP
 	logger, err := o.Logger()
 	if err != nil {
 		return err
@@ -87,7 +100,7 @@ func run(ctx context.Context, o options) error {
 	if o.tune != nil {
 		o.tune(config)
 	}
-	scheme, err := program.Scheme()
+	scheme, err := newScheme()
 	if err != nil {
 		return err
 	}
@@ -105,26 +118,22 @@ func run(ctx context.Context, o options) error {
 		Client: client.Options{Cache: &client.CacheOptions{EnableReadYourWritesConsistency: new(true)}},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject: map[client.Object]cache.ByObject{
-				&metallbv1beta1.BGPAdvertisement{}: {Namespaces: map[string]cache.Config{o.MetalLBNamespace: {}}},
-				&coordinationv1.Lease{}: {
-					Namespaces: map[string]cache.Config{o.MetalLBNamespace: {}},
-					Label:      labels.SelectorFromSet(labels.Set{v1alpha1.SpeakerLeaseLabel: ""}),
-				},
-				&egressv1.EgressService{}:    {Transform: trimEgressService},
-				&corev1.Node{}:               {Transform: trimNode},
-				&corev1.Service{}:            {Transform: trimService},
-				&discoveryv1.EndpointSlice{}: {Transform: trimEndpointSlice},
-			},
+			ByObject:         cached(o.MetalLBNamespace),
 		},
 	})
 	if err != nil {
 		return fmt.Errorf("manager: %w", err)
 	}
-	conditions, err := serviceConditions(ctx, mgr.GetAPIReader())
+	installed, err := readDefinitions(ctx, mgr.GetAPIReader())
 	if err != nil {
 		return err
 	}
+	if err := mgr.Add(&follower{reader: mgr.GetAPIReader(), began: installed, logger: logger}); err != nil {
+		return err
+	}
+	metallb := installed.metallb
+	// Where the speakers announce, what MetalLB means to announce is of no use: one object per service and node.
+	metallb.BGPStatuses = metallb.BGPStatuses && !guarded
 	measured := metrics.New(o.perService)
 	if err := measured.Register(ctrlmetrics.Registry); err != nil {
 		return fmt.Errorf("metrics: %w", err)
@@ -132,7 +141,8 @@ func run(ctx context.Context, o options) error {
 	controller := controllerext.New(controllerext.Options{
 		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("egress-controller"), Metrics: measured, Logger: logger,
 		MetalLBNamespace: o.MetalLBNamespace, DefaultFailurePolicy: policy, IgnoreExclude: o.ignoreExclude,
-		ServiceConditions: conditions, Now: time.Now,
+		MetalLB: metallb, Guarded: guarded, ManageAdvertisements: o.manage,
+		ServiceConditions: installed.serviceConditions, Now: time.Now,
 	})
 	for _, l := range controller.Loops() {
 		loop := program.Loop{Name: l.Name, Logger: logger, Sync: l.Sync, Watched: l.Watched, Relevant: l.Relevant, Wake: []<-chan struct{}{l.Wake}}
@@ -145,6 +155,34 @@ func run(ctx context.Context, o options) error {
 	}
 	level.Info(logger).Log("event", "start", "msg", "egress-controller starts", "version", version)
 	return mgr.Start(ctx)
+}
+
+// cached says what to keep of each kind in memory: of MetalLB's those of its namespace.
+func cached(metallbNamespace string) map[client.Object]cache.ByObject {
+	there := map[string]cache.Config{metallbNamespace: {}}
+	kinds := map[client.Object]cache.ByObject{
+		&coordinationv1.Lease{}:      {Namespaces: there, Label: labels.SelectorFromSet(labels.Set{v1alpha1.SpeakerLeaseLabel: ""})},
+		&egressv1.EgressService{}:    {Transform: trimEgressService},
+		&corev1.Node{}:               {Transform: trimNode},
+		&corev1.Service{}:            {Transform: trimService},
+		&discoveryv1.EndpointSlice{}: {Transform: trimEndpointSlice},
+	}
+	for _, kind := range []client.Object{
+		&advertisement.BGPAdvertisement{}, &metallbv1beta1.IPAddressPool{}, &metallbv1beta1.L2Advertisement{}, &metallbv1beta2.BGPPeer{},
+		&metallbv1beta1.ServiceBGPStatus{}, &metallbv1beta1.ServiceL2Status{}, &metallbv1beta1.ConfigurationState{},
+	} {
+		kinds[kind] = cache.ByObject{Namespaces: there}
+	}
+	return kinds
+}
+
+// newScheme has the kinds of the program, and MetalLB's.
+func newScheme() (*runtime.Scheme, error) {
+	scheme, err := program.Scheme()
+	if err != nil {
+		return nil, err
+	}
+	return scheme, advertisement.AddToScheme(scheme)
 }
 
 // followLeases hands every change of a speaker's Lease to see, whether or not this replica leads.
@@ -163,27 +201,4 @@ func followLeases(ctx context.Context, informers cache.Informers, see func(*coor
 		return fmt.Errorf("leases: %w", err)
 	}
 	return nil
-}
-
-// serviceConditions looks whether the installed EgressService CRD has status.conditions:
-// upstream's has not, and would drop them.
-func serviceConditions(ctx context.Context, reader client.Reader) (bool, error) {
-	crd := &unstructured.Unstructured{}
-	crd.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
-	if err := reader.Get(ctx, types.NamespacedName{Name: "egressservices.k8s.ovn.org"}, crd); err != nil {
-		return false, fmt.Errorf("the EgressService CRD: %w", err)
-	}
-	versions, _, err := unstructured.NestedSlice(crd.Object, "spec", "versions")
-	if err != nil {
-		return false, fmt.Errorf("the EgressService CRD: %w", err)
-	}
-	for _, v := range versions {
-		one, ok := v.(map[string]any)
-		if !ok || one["name"] != "v1" {
-			continue
-		}
-		_, found, err := unstructured.NestedMap(one, "schema", "openAPIV3Schema", "properties", "status", "properties", "conditions")
-		return found && err == nil, nil
-	}
-	return false, nil
 }

@@ -37,7 +37,12 @@ func (c *cluster) startReplica(ctx context.Context, flags ...string) *replica {
 		namespace:      metallbNamespace,
 		failurePolicy:  "Open",
 		ignoreExclude:  slices.Contains(flags, "ignore-exclude-lb"),
+		backEnd:        backEndGoBGP,
+		manage:         slices.Contains(flags, "manage-advertisements"),
 		tune:           r.traffic.tune,
+	}
+	if slices.Contains(flags, "external") {
+		o.backEnd = backEndExternal
 	}
 	go func() {
 		defer close(r.ended)

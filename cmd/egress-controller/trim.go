@@ -54,8 +54,10 @@ func trimService(object any) (any, error) {
 	}
 	trimmed := &corev1.Service{
 		ObjectMeta: trimMeta(service.ObjectMeta),
-		Spec:       corev1.ServiceSpec{Type: service.Spec.Type, ExternalTrafficPolicy: service.Spec.ExternalTrafficPolicy},
-		Status:     corev1.ServiceStatus{LoadBalancer: service.Status.LoadBalancer},
+		Spec: corev1.ServiceSpec{
+			Type: service.Spec.Type, ExternalTrafficPolicy: service.Spec.ExternalTrafficPolicy, IPFamilies: service.Spec.IPFamilies,
+		},
+		Status: corev1.ServiceStatus{LoadBalancer: service.Status.LoadBalancer},
 	}
 	for _, key := range advertisement.PoolAnnotations {
 		if pool, ok := service.Annotations[key]; ok {

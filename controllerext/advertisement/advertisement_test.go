@@ -3,49 +3,31 @@
 package advertisement
 
 import (
+	"flag"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
-
-	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 )
 
-func TestOwned(t *testing.T) {
-	assignment := &v1alpha1.EgressAssignment{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "example-namespace", Name: "example-service"},
-		Spec:       v1alpha1.EgressAssignmentSpec{LabelKey: "egress-service.k8s.ovn.org/example-namespace-example-service"},
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	got, err := yaml.Marshal(Owned(assignment, "example-pool", "metallb-system"))
+	want, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `metadata:
-  annotations:
-    metallb-egress.io/owner: example-namespace/example-service
-  labels:
-    app.kubernetes.io/managed-by: metallb-egress
-    metallb-egress.io/egress-service: ee8dc0ae5f0486ea
-  name: egress-example-namespace-example-service-ee8dc0ae5f0486ea
-  namespace: metallb-system
-spec:
-  aggregationLength: 32
-  aggregationLengthV6: 128
-  ipAddressPools:
-  - example-pool
-  nodeSelectors:
-  - matchLabels:
-      egress-service.k8s.ovn.org/example-namespace-example-service: ""
-  - matchLabels:
-      standby.metallb-egress.io/example-namespace-example-service: ""
-  serviceSelectors:
-  - matchLabels:
-      metallb-egress.io/egress-service: ee8dc0ae5f0486ea
-status: {}
-`
-	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s: -want +got:\n%s", path, diff)
 	}
 }
 
@@ -58,6 +40,7 @@ func TestPool(t *testing.T) {
 		{"none", nil, ""},
 		{"current", map[string]string{"metallb.io/ip-allocated-from-pool": "a", "metallb.universe.tf/ip-allocated-from-pool": "b"}, "a"},
 		{"deprecated", map[string]string{"metallb.universe.tf/ip-allocated-from-pool": "b"}, "b"},
+		{"no name of an object", map[string]string{"metallb.io/ip-allocated-from-pool": "A b"}, ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/go-kit/log"
 	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -67,7 +66,7 @@ func (c *Common) RESTConfig(userAgent string) (*rest.Config, error) {
 func Scheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, metallbv1beta1.AddToScheme, frrk8sv1beta1.AddToScheme,
+		clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, frrk8sv1beta1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register API types: %w", err)

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package advertisement
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+)
+
+// findings are gathered.
+type findings []Finding
+
+func (f *findings) add(reason, message string) {
+	*f = append(*f, Finding{Reason: reason, Message: message})
+}
+
+// tell adds one that is harmless, or not.
+func (f *findings) tell(harmless bool, reason, message string) {
+	*f = append(*f, Finding{Reason: reason, Message: message, Harmless: harmless})
+}
+
+// sorted has what is wrong first.
+func (f findings) sorted() []Finding {
+	slices.SortStableFunc(f, func(a, b Finding) int {
+		switch {
+		case a.Harmless == b.Harmless:
+			return 0
+		case a.Harmless:
+			return 1
+		}
+		return -1
+	})
+	return f
+}
+
+// find finds everything about one service. left are advertisements whose attributes ours can't have.
+func (v *view) find(e *EgressService, s *Service, one *ServicePlan, left []*other, announced announcements, found *findings) {
+	v.findPool(s, found)
+	if !v.Features.ServiceSelectors {
+		found.tell(v.advertised(e, s, one), v1alpha1.ReasonServiceSelectorsMissing,
+			"the installed MetalLB (before v0.16) can't confine an advertisement to one service: give the service an IPAddressPool of its own and a "+
+				"BGPAdvertisement for that pool with nodeSelectors "+text([]metav1.LabelSelector{{MatchLabels: map[string]string{e.LabelKey: ""}}}))
+	}
+	for _, o := range left {
+		found.add(v1alpha1.ReasonConflictingAttributes, "BGPAdvertisement "+o.Name+
+			" asks for another localPref or asPathPrepend than others do for the same peers and nodes: what it asks for is left out")
+	}
+	v.findOthers(e, s, found)
+	v.findL2(s, found)
+	v.findShared(e, s, found)
+	if e.VRF && len(v.vrfs[e.Network]) == 0 {
+		found.add(v1alpha1.ReasonPeersNotInNetwork, "no BGPPeer has vrf "+e.Network+": the address is announced to the peers of another network than "+
+			"the one that its pods leave through")
+	}
+	if e.Primary != "" {
+		v.findPrimary(e, s, one, found)
+		v.findAnnounced(e, announced, found)
+	}
+}
+
+// findPool looks whether the pool can have the addresses.
+func (v *view) findPool(s *Service, found *findings) {
+	pool := v.pools[s.Pool]
+	if pool == nil {
+		found.add(v1alpha1.ReasonPoolUnknown, "there is no IPAddressPool "+s.Pool+", from which the address is said to be")
+		return
+	}
+	families := map[bool]bool{}
+	for _, text := range pool.Spec.Addresses {
+		if r, ok := parseRange(text); ok {
+			families[r.from.Is4()] = true
+		}
+	}
+	for _, address := range s.Addresses {
+		if !holds(pool, address) {
+			found.add(v1alpha1.ReasonAddressNotInPool, fmt.Sprintf("%v is not of IPAddressPool %s: MetalLB does not announce it", address, s.Pool))
+		}
+	}
+	if s.DualStack && len(families) == 1 {
+		found.tell(true, v1alpha1.ReasonPoolLacksFamily, "the Service is dual-stack, and IPAddressPool "+s.Pool+" has addresses of one family only")
+	}
+}
+
+// advertised is true when some advertisement announces the service from its primary.
+func (v *view) advertised(e *EgressService, s *Service, one *ServicePlan) bool {
+	labels := v.labelled(e, s)
+	return one.Label && len(one.Owned) > 0 || slices.ContainsFunc(v.others[s.Pool], func(o *other) bool {
+		return o.nodes[e.Primary] && o.services.match(labels) && hostRoutes(o.BGPAdvertisement, s)
+	})
+}
+
+// findOthers looks for advertisements that announce the service from other nodes than its primary.
+func (v *view) findOthers(e *EgressService, s *Service, found *findings) {
+	labels := v.labelled(e, s)
+	for _, o := range v.others[s.Pool] {
+		if !o.services.match(labels) {
+			continue
+		}
+		var wrong []string
+		for node := range o.nodes {
+			if node != e.Primary && v.announces(node) {
+				wrong = append(wrong, node)
+			}
+		}
+		if len(wrong) == 0 || v.Guarded && v.onlyLabelled(o, e) {
+			continue
+		}
+		slices.Sort(wrong)
+		what := fmt.Sprintf("BGPAdvertisement %s announces the service too, from %s", o.Name, nodeNames(wrong))
+		switch {
+		case !hostRoutes(o.BGPAdvertisement, s):
+			found.tell(true, v1alpha1.ReasonAggregateAdvertised, fmt.Sprintf("BGPAdvertisement %s announces an aggregate with the address in it, from %s: "+
+				"traffic goes there while no node announces the address itself", o.Name, nodeNames(wrong)))
+		case misspelt(o):
+			found.tell(v.Guarded, v1alpha1.ReasonNodeSelectorsMisspelt, what+": it was written with nodeSelector, a field that does not exist and was "+
+				"dropped; the field's name is nodeSelectors"+v.guardedNote())
+		case v.Guarded:
+			found.tell(true, v1alpha1.ReasonOtherAdvertisement, what+v.guardedNote())
+		case !v.Features.ServiceSelectors:
+			found.add(v1alpha1.ReasonOtherAdvertisement, what+": take the pool "+s.Pool+" out of it")
+		case v.Manage && canExclude(o.BGPAdvertisement):
+			found.add(v1alpha1.ReasonOtherAdvertisement, what+", until the service is excluded from it")
+		default:
+			found.add(v1alpha1.ReasonOtherAdvertisement, what+"; this excludes egress services from it: "+
+				remedy("bgpadvertisement", v.Namespace, o.Name, o.Spec.ServiceSelectors))
+		}
+	}
+}
+
+func (v *view) guardedNote() string {
+	if v.Guarded {
+		return "; the guard withholds it there"
+	}
+	return ""
+}
+
+// misspelt is true where the object was applied with nodeSelector, as many published examples have it: the API server drops what it does not
+// know, and only kubectl's annotation remembers.
+func misspelt(o *other) bool {
+	return len(o.Spec.NodeSelectors) == 0 && strings.Contains(o.Annotations[corev1.LastAppliedConfigAnnotation], `"nodeSelector":`)
+}
+
+// findL2 looks for advertisements by ARP and NDP.
+func (v *view) findL2(s *Service, found *findings) {
+	for _, a := range v.l2 {
+		if !a.pools[s.Pool] || !a.services.match(v.labelled(v.egress[s.Key], s)) {
+			continue
+		}
+		message := "L2Advertisement " + a.Name + " announces the service too, from whichever node MetalLB chooses"
+		if v.Features.ServiceSelectors {
+			message += "; this excludes egress services from it: " + remedy("l2advertisement", v.Namespace, a.Name, a.Spec.ServiceSelectors)
+		}
+		found.add(v1alpha1.ReasonL2Advertisement, message)
+	}
+}
+
+// findShared looks for ordinary services with the same address, which nothing keeps on the primary.
+func (v *view) findShared(e *EgressService, s *Service, found *findings) {
+	for _, address := range s.Addresses {
+		for _, sharer := range v.byIP[address] {
+			if other := v.egress[sharer.Key]; other != nil && !other.EveryNode || sharer.Key == s.Key {
+				continue
+			}
+			for _, o := range v.others[sharer.Pool] {
+				if !o.services.match(sharer.Labels) || v.onlyLabelled(o, e) || len(o.nodes) == 0 || len(o.nodes) == 1 && o.nodes[e.Primary] {
+					continue
+				}
+				found.tell(v.Guarded, v1alpha1.ReasonSharedWithOrdinaryService, fmt.Sprintf("Service %s, which is no egress service, has %v too, and "+
+					"BGPAdvertisement %s announces that from %s%s", sharer.Key, address, o.Name, nodeNames(sortedNames(o.nodes)), v.guardedNote()))
+				break
+			}
+		}
+	}
+}
+
+// findPrimary looks whether MetalLB can announce the service from its primary.
+func (v *view) findPrimary(e *EgressService, s *Service, one *ServicePlan, found *findings) {
+	peers := v.peersOn(e.Primary)
+	switch {
+	case !v.announces(e.Primary):
+		found.add(v1alpha1.ReasonNodeExcluded, "node "+e.Primary+" has the label "+corev1.LabelNodeExcludeBalancers+": MetalLB announces nothing from it")
+	case len(peers) == 0:
+		found.add(v1alpha1.ReasonNoBGPPeer, "no BGPPeer selects node "+e.Primary)
+	case !v.advertised(e, s, one):
+		found.add(v1alpha1.ReasonNotAdvertised, "no BGPAdvertisement announces the service from node "+e.Primary)
+	case len(one.Owned) > 0 && !slices.ContainsFunc(one.Owned, func(a *BGPAdvertisement) bool {
+		return len(a.Spec.Peers) == 0 || slices.ContainsFunc(a.Spec.Peers, func(p string) bool { return peers[p] })
+	}):
+		found.add(v1alpha1.ReasonNoBGPPeer, "none of the BGPPeers of the advertisements of IPAddressPool "+s.Pool+" selects node "+e.Primary)
+	}
+	if wrong := v.Invalid[e.Primary]; wrong != "" {
+		found.add(v1alpha1.ReasonConfigurationInvalid, "MetalLB on node "+e.Primary+" keeps its old configuration, since the new one is not valid: "+wrong)
+	}
+}
+
+// findAnnounced compares with what MetalLB says it does.
+func (v *view) findAnnounced(e *EgressService, announced announcements, found *findings) {
+	elsewhere := func(nodes []string) []string {
+		return slices.Compact(slices.DeleteFunc(slices.Clone(nodes), func(node string) bool { return node == e.Primary }))
+	}
+	// With the guard MetalLB means to announce the service wherever it may.
+	if nodes := elsewhere(announced.bgp[e.Key]); len(nodes) > 0 && !v.Guarded {
+		found.add(v1alpha1.ReasonAnnouncedElsewhere, "MetalLB says (ServiceBGPStatus) that it announces the service from "+nodeNames(nodes))
+	}
+	if nodes := elsewhere(announced.l2[e.Key]); len(nodes) > 0 {
+		found.add(v1alpha1.ReasonL2AnnouncedElsewhere, "MetalLB says (ServiceL2Status) that it announces the service by layer 2 from "+nodeNames(nodes))
+	}
+}
+
+// namedNodes is how many nodes a message names.
+const namedNodes = 3
+
+// nodeNames are the first few of a list, and how many there are.
+func nodeNames(names []string) string {
+	switch {
+	case len(names) == 1:
+		return "node " + names[0]
+	case len(names) <= namedNodes:
+		return "nodes " + strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%d nodes (%s, ...)", len(names), strings.Join(names[:namedNodes], ", "))
+}
+
+func sortedNames(set map[string]bool) []string {
+	var names []string
+	for name := range set {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
