@@ -83,13 +83,14 @@ type Controller struct {
 	// Of the status loop. serviceConditions is false once the installed CRD turned out to have none.
 	serviceConditions atomic.Bool
 	unwritten         map[types.NamespacedName]settling
+	settleTime        time.Duration
 }
 
 // New makes a Controller that has done nothing yet.
 func New(o Options) *Controller {
 	wake := func() chan struct{} { return make(chan struct{}, 1) }
 	c := &Controller{
-		Options: o, selectors: selectors{}, lost: map[types.NamespacedName]*v1alpha1.Move{}, labelled: map[string]time.Time{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
+		Options: o, selectors: selectors{}, settleTime: settleTime, lost: map[types.NamespacedName]*v1alpha1.Move{}, labelled: map[string]time.Time{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
 		shared: shared{
 			tracker: liveness.New(), advertised: map[types.NamespacedName]outcome{},
 			moves: map[types.NamespacedName]*move{}, concerned: map[types.NamespacedName]bool{}, namespaces: map[string]bool{},

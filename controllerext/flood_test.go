@@ -11,6 +11,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 )
 
 // While more services come than one run of the loop can write, the nodes' labels wait and are patched together; those of a move don't.
@@ -73,6 +75,33 @@ func TestLabelsWaitWhileServicesCome(t *testing.T) {
 	for i := range services {
 		if !strings.Contains(labels+" ", fmt.Sprintf("/ns-new%d ", i)) {
 			t.Errorf("no node has a label of new%d", i)
+		}
+	}
+}
+
+// While the API server is slow, states that pass soon are not written.
+func TestStatusesGiveWayToASlowServer(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), node("b"), service("s", "192.0.2.1"))...)
+	var took time.Duration
+	c.refuse = func(what string) error {
+		if what == "patch status s" {
+			c.now = c.now.Add(took)
+		}
+		return nil
+	}
+	for i, test := range []struct{ took, want time.Duration }{
+		{time.Millisecond, settleTime}, {25 * time.Millisecond, time.Second}, {time.Second, longestSettleTime}, {0, settleTime},
+	} {
+		took = test.took
+		egress := c.egress("s")
+		edit(c, egress, func(e *egressv1.EgressService) {
+			e.Spec.NodeSelector.MatchLabels = map[string]string{"name": []string{"nobody", "a"}[i%2]}
+		})
+		c.sync()
+		c.now = c.now.Add(longestSettleTime)
+		c.sync()
+		if got := c.controller.settleTime; got != test.want {
+			t.Errorf("after writes that took %v: %v, want %v", test.took, got, test.want)
 		}
 	}
 }

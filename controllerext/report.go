@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-kit/log/level"
@@ -28,8 +29,11 @@ import (
 
 const (
 	// settleTime is how long a state must last to be written, unless the host changed or the
-	// service became ready: what passes in a moment costs no writes.
-	settleTime = 500 * time.Millisecond
+	// service became ready: what passes in a moment costs no writes. Where the API server is slow, a moment is longer: settleShare times
+	// what a write took, up to longestSettleTime.
+	settleTime        = 500 * time.Millisecond
+	settleShare       = 20
+	longestSettleTime = 2 * time.Second
 	// statusWriters is less than writers: elections and MetalLB go first.
 	statusWriters = 4
 	// giveWayTime is when to try again what waits for a move to be written.
@@ -80,11 +84,13 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 	c.statusPace.worked(began, c.Now())
 	// Whose host changed goes first. The rest waits for the next run when this one has lasted long.
 	slices.SortStableFunc(due, func(a, b *statusWork) int { return cmp.Compare(a.urgency(), b.urgency()) })
-	end := c.Now().Add(loopTime)
+	writing := c.Now()
+	end := writing.Add(loopTime)
 	limit := statusWriters
 	if c.electing.Load() {
 		limit = 1
 	}
+	var wrote atomic.Int64
 	again = sooner(again, each(due, limit, func(w *statusWork) time.Duration {
 		switch {
 		case c.moving.Load():
@@ -92,8 +98,13 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 		case c.Now().After(end):
 			return time.Millisecond
 		}
+		wrote.Add(1)
 		return c.writeStatus(ctx, w)
 	}))
+	if n := wrote.Load(); n > 0 {
+		took := c.Now().Sub(writing) * time.Duration(min(limit, len(due))) / time.Duration(n)
+		c.settleTime = min(max(settleTime, settleShare*took), longestSettleTime)
+	}
 	return again, nil
 }
 
@@ -278,7 +289,7 @@ func (c *Controller) settled(s *statusWork, last settling) time.Duration {
 		now.since = last.since
 	}
 	c.unwritten[s.key] = now
-	return max(settleTime-c.Now().Sub(now.since), 0)
+	return max(c.settleTime-c.Now().Sub(now.since), 0)
 }
 
 // writeStatus writes one service's statuses, and tells the events in them.
