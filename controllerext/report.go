@@ -237,9 +237,11 @@ func (s *statusWork) observedGeneration() int64 {
 
 func (s *statusWork) is(kind string) bool { return meta.IsStatusConditionTrue(s.conditions, kind) }
 
-// short cuts a message to what an event may hold (1,024 bytes): it may have a user's text in it.
-func short(message string) string {
-	const most = 1000
+// mostOfEvent is how much of a message fits into an event, which may hold 1,024 bytes. mostOfCondition leaves room for commands to paste.
+const mostOfEvent, mostOfCondition = 1000, 4000
+
+// short cuts a message: it may have a user's text in it.
+func short(message string, most int) string {
 	if len(message) <= most {
 		return message
 	}
@@ -255,7 +257,7 @@ func setConditions(list *[]metav1.Condition, conditions []metav1.Condition, gene
 			continue
 		}
 		condition := conditions[i]
-		condition.Message = short(condition.Message)
+		condition.Message = short(condition.Message, mostOfCondition)
 		condition.ObservedGeneration = generation
 		meta.SetStatusCondition(list, condition)
 	}
@@ -405,7 +407,7 @@ func told(c metav1.Condition) bool {
 
 // event writes one onto the EgressService and one onto the Service.
 func (c *Controller) event(s *statusWork, kind, reason, message string) {
-	message = short(message)
+	message = short(message, mostOfEvent)
 	c.Recorder.Eventf(s.egress, nil, kind, reason, "Elect", "%s", message)
 	if s.service != nil {
 		c.Recorder.Eventf(s.service, s.egress, kind, reason, "Elect", "%s", message)
