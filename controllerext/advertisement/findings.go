@@ -102,21 +102,15 @@ func (v *view) findOthers(e *EgressService, s *Service, found *findings) {
 		if !o.services.match(labels) {
 			continue
 		}
-		var wrong []string
-		for node := range o.nodes {
-			if node != e.Primary && v.announces(node) {
-				wrong = append(wrong, node)
-			}
-		}
-		if len(wrong) == 0 || v.Guarded && v.onlyLabelled(o, e) {
+		wrong := nodeNames(o.from, e.Primary)
+		if wrong == "" || v.Guarded && v.onlyLabelled(o, e) {
 			continue
 		}
-		slices.Sort(wrong)
-		what := fmt.Sprintf("BGPAdvertisement %s announces the service too, from %s", o.Name, nodeNames(wrong))
+		what := fmt.Sprintf("BGPAdvertisement %s announces the service too, from %s", o.Name, wrong)
 		switch {
 		case !hostRoutes(o.BGPAdvertisement, s):
 			found.tell(true, v1alpha1.ReasonAggregateAdvertised, fmt.Sprintf("BGPAdvertisement %s announces an aggregate with the address in it, from %s: "+
-				"traffic goes there while no node announces the address itself", o.Name, nodeNames(wrong)))
+				"traffic goes there while no node announces the address itself", o.Name, wrong))
 		case misspelt(o):
 			found.tell(v.Guarded, v1alpha1.ReasonNodeSelectorsMisspelt, what+": it was written with nodeSelector, a field that does not exist and was "+
 				"dropped; the field's name is nodeSelectors"+v.guardedNote())
@@ -128,9 +122,17 @@ func (v *view) findOthers(e *EgressService, s *Service, found *findings) {
 			found.add(v1alpha1.ReasonOtherAdvertisement, what+", until the service is excluded from it")
 		default:
 			found.add(v1alpha1.ReasonOtherAdvertisement, what+"; this excludes egress services from it: "+
-				remedy("bgpadvertisement", v.Namespace, o.Name, o.Spec.ServiceSelectors))
+				v.remedy(o))
 		}
 	}
+}
+
+// remedy is the command that excludes the egress services.
+func (v *view) remedy(o *other) string {
+	if o.remedy == "" {
+		o.remedy = remedy("bgpadvertisement", v.Namespace, o.Name, o.Spec.ServiceSelectors)
+	}
+	return o.remedy
 }
 
 func (v *view) guardedNote() string {
@@ -168,11 +170,12 @@ func (v *view) findShared(e *EgressService, s *Service, found *findings) {
 				continue
 			}
 			for _, o := range v.others[sharer.Pool] {
-				if !o.services.match(sharer.Labels) || v.onlyLabelled(o, e) || len(o.nodes) == 0 || len(o.nodes) == 1 && o.nodes[e.Primary] {
+				wrong := nodeNames(o.from, e.Primary)
+				if !o.services.match(sharer.Labels) || v.onlyLabelled(o, e) || wrong == "" {
 					continue
 				}
 				found.tell(v.Guarded, v1alpha1.ReasonSharedWithOrdinaryService, fmt.Sprintf("Service %s, which is no egress service, has %v too, and "+
-					"BGPAdvertisement %s announces that from %s%s", sharer.Key, address, o.Name, nodeNames(sortedNames(o.nodes)), v.guardedNote()))
+					"BGPAdvertisement %s announces that from %s%s", sharer.Key, address, o.Name, wrong, v.guardedNote()))
 				break
 			}
 		}
@@ -201,37 +204,40 @@ func (v *view) findPrimary(e *EgressService, s *Service, one *ServicePlan, found
 
 // findAnnounced compares with what MetalLB says it does.
 func (v *view) findAnnounced(e *EgressService, announced announcements, found *findings) {
-	elsewhere := func(nodes []string) []string {
-		return slices.Compact(slices.DeleteFunc(slices.Clone(nodes), func(node string) bool { return node == e.Primary }))
-	}
 	// With the guard MetalLB means to announce the service wherever it may.
-	if nodes := elsewhere(announced.bgp[e.Key]); len(nodes) > 0 && !v.Guarded {
-		found.add(v1alpha1.ReasonAnnouncedElsewhere, "MetalLB says (ServiceBGPStatus) that it announces the service from "+nodeNames(nodes))
+	if nodes := nodeNames(announced.bgp[e.Key], e.Primary); nodes != "" && !v.Guarded {
+		found.add(v1alpha1.ReasonAnnouncedElsewhere, "MetalLB says (ServiceBGPStatus) that it announces the service from "+nodes)
 	}
-	if nodes := elsewhere(announced.l2[e.Key]); len(nodes) > 0 {
-		found.add(v1alpha1.ReasonL2AnnouncedElsewhere, "MetalLB says (ServiceL2Status) that it announces the service by layer 2 from "+nodeNames(nodes))
+	if nodes := nodeNames(announced.l2[e.Key], e.Primary); nodes != "" {
+		found.add(v1alpha1.ReasonL2AnnouncedElsewhere, "MetalLB says (ServiceL2Status) that it announces the service by layer 2 from "+nodes)
 	}
 }
 
 // namedNodes is how many nodes a message names.
 const namedNodes = 3
 
-// nodeNames are the first few of a list, and how many there are.
-func nodeNames(names []string) string {
+// nodeNames are the first few of an ordered list, and how many there are, but for one of them; empty when there is no other.
+func nodeNames(names []string, but string) string {
+	count := len(names)
+	if _, there := slices.BinarySearch(names, but); there {
+		count--
+	}
+	few := make([]string, 0, namedNodes)
+	for _, name := range names {
+		if len(few) == namedNodes {
+			break
+		}
+		if name != but {
+			few = append(few, name)
+		}
+	}
 	switch {
-	case len(names) == 1:
-		return "node " + names[0]
-	case len(names) <= namedNodes:
-		return "nodes " + strings.Join(names, ", ")
+	case count == 0:
+		return ""
+	case count == 1:
+		return "node " + few[0]
+	case count <= namedNodes:
+		return "nodes " + strings.Join(few, ", ")
 	}
-	return fmt.Sprintf("%d nodes (%s, ...)", len(names), strings.Join(names[:namedNodes], ", "))
-}
-
-func sortedNames(set map[string]bool) []string {
-	var names []string
-	for name := range set {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
+	return fmt.Sprintf("%d nodes (%s, ...)", count, strings.Join(few, ", "))
 }

@@ -58,16 +58,20 @@ type group struct {
 }
 
 // sources are the advertisements of others that would announce the service, if it were no egress service.
-func (v *view) sources(e *EgressService, s *Service) []*other {
+func (v *view) sources(e *EgressService, s *Service) (found []*other) {
 	plain := v.labelled(e, s)
 	delete(plain, v1alpha1.ServiceLabel)
-	return slices.DeleteFunc(slices.Clone(v.others[s.Pool]), func(o *other) bool { return !o.source.match(plain) })
+	for _, o := range v.others[s.Pool] {
+		if o.source.match(plain) {
+			found = append(found, o)
+		}
+	}
+	return found
 }
 
 // groups are what to announce the service with: on every node exactly as others' advertisements do there, and on nodes for which there
 // are none with whatever can be had of all of them. What MetalLB would take for a conflict is left out, and returned.
-func (v *view) groups(e *EgressService, s *Service) (found []*group, left []*other) {
-	sources := v.sources(e, s)
+func (v *view) groups(e *EgressService, sources []*other) (found []*group, left []*other) {
 	// Where spec.network is a VRF with peers, those are the service's.
 	network := v.vrfs[e.Network]
 	everywhere := false

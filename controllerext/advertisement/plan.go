@@ -89,16 +89,17 @@ func (v *view) plan(e *EgressService, s *Service, one *ServicePlan, exclude map[
 		return
 	}
 	var left []*other
+	sources := v.sources(e, s)
 	if v.Features.ServiceSelectors {
 		var groups []*group
-		if groups, left = v.groups(e, s); !v.byHand(e, s) {
+		if groups, left = v.groups(e, sources); !v.byHand(e, s, sources) {
 			one.Owned = v.owned(e, s, groups)
 		}
 	}
 	v.find(e, s, one, left, announced, &found)
 	one.Findings = found.sorted()
 	needed := len(one.Owned) > 0
-	for _, o := range v.sources(e, s) {
+	for _, o := range sources {
 		// Whether it is excluded already plays no part: an exclusion that is needed must stay.
 		if one.Label && canExclude(o.BGPAdvertisement) && !v.onlyLabelled(o, e) {
 			exclude[o], needed = true, true
@@ -109,8 +110,8 @@ func (v *view) plan(e *EgressService, s *Service, one *ServicePlan, exclude map[
 
 // byHand is true when the documented procedure was followed: an advertisement of the user's announces the service from the labelled node,
 // and nothing of ours is needed. With the guard, ours hands the route to the standby.
-func (v *view) byHand(e *EgressService, s *Service) bool {
-	return !v.Guarded && slices.ContainsFunc(v.sources(e, s), func(o *other) bool {
+func (v *view) byHand(e *EgressService, s *Service, sources []*other) bool {
+	return !v.Guarded && slices.ContainsFunc(sources, func(o *other) bool {
 		return slices.ContainsFunc(o.items, func(item []requirement) bool {
 			rest := without(item, e.LabelKey)
 			return len(rest) == 0 && len(item) > 0
@@ -163,8 +164,9 @@ func (v *view) announcements() announcements {
 		for _, a := range all {
 			found[a.Service] = append(found[a.Service], a.Node)
 		}
-		for _, nodes := range found {
+		for service, nodes := range found {
 			slices.Sort(nodes)
+			found[service] = slices.Compact(nodes)
 		}
 		return found
 	}

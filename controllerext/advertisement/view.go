@@ -46,7 +46,9 @@ type other struct {
 	items    [][]requirement
 	selects  matchers
 	nodes    map[string]bool // that it selects
+	from     []string        // those of them that MetalLB announces from, ordered
 	edited   bool            // it has our exclusion, and our mark
+	remedy   string          // once it was asked for
 }
 
 type l2 struct {
@@ -156,8 +158,12 @@ func (v *view) newOther(a *BGPAdvertisement) *other {
 	for _, n := range v.candidates(a.Spec.NodeSelectors) {
 		if o.selects.match(n.Labels) {
 			o.nodes[n.Name] = true
+			if v.announces(n.Name) {
+				o.from = append(o.from, n.Name)
+			}
 		}
 	}
+	slices.Sort(o.from)
 	return o
 }
 
