@@ -36,7 +36,7 @@ func excluded(items []metav1.LabelSelector) []metav1.LabelSelector {
 		}
 		after = append(after, one)
 	}
-	return after
+	return distinct(after)
 }
 
 // included is the opposite of excluded: items of which nothing else is left match every Service.
@@ -81,14 +81,18 @@ func hostRoute(a *BGPAdvertisement, ipv4 bool) bool {
 }
 
 // edits are the changes of others' advertisements: exclusions where egress services need them, and the end of those that none needs.
-func (v *view) edits(exclude map[*other]bool) []Edit {
+func (v *view) edits() []Edit {
 	var all []Edit
 	for _, o := range v.foreign {
-		wanted := exclude[o] && v.Manage
+		wanted := o.excluded && v.Manage
 		switch {
 		case wanted && !excludes(o.Spec.ServiceSelectors):
-			// What somebody has changed since is the original now.
-			all = append(all, o.edit(true, excluded(o.Spec.ServiceSelectors), o.Spec.ServiceSelectors))
+			// What somebody has changed since is the original now, without what is left of our exclusion.
+			original := o.Spec.ServiceSelectors
+			if o.edited {
+				original = o.original()
+			}
+			all = append(all, o.edit(true, excluded(original), original))
 		case !wanted && o.edited:
 			all = append(all, o.edit(false, o.original(), nil))
 		}

@@ -4,11 +4,13 @@ package advertisement
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 )
@@ -49,7 +51,7 @@ func (v *view) find(e *EgressService, s *Service, one *ServicePlan, left []*othe
 	}
 	for _, o := range left {
 		found.add(v1alpha1.ReasonConflictingAttributes, "BGPAdvertisement "+o.Name+
-			" asks for another localPref or asPathPrepend than others do for the same peers and nodes: what it asks for is left out")
+			" asks for another localPref or asPathPrepend than others do for the same peers and nodes: there it is left out")
 	}
 	v.findOthers(e, s, found)
 	v.findL2(s, found)
@@ -58,9 +60,10 @@ func (v *view) find(e *EgressService, s *Service, one *ServicePlan, left []*othe
 		found.add(v1alpha1.ReasonPeersNotInNetwork, "no BGPPeer has vrf "+e.Network+": the address is announced to the peers of another network than "+
 			"the one that its pods leave through")
 	}
-	if e.Primary != "" {
+	// The election will notice that a primary's Node is gone.
+	if v.nodes[e.Primary] != nil {
 		v.findPrimary(e, s, one, found)
-		v.findAnnounced(e, announced, found)
+		v.findAnnounced(e, s, announced, found)
 	}
 }
 
@@ -71,18 +74,12 @@ func (v *view) findPool(s *Service, found *findings) {
 		found.add(v1alpha1.ReasonPoolUnknown, "there is no IPAddressPool "+s.Pool+", from which the address is said to be")
 		return
 	}
-	families := map[bool]bool{}
-	for _, text := range pool.Spec.Addresses {
-		if r, ok := parseRange(text); ok {
-			families[r.from.Is4()] = true
-		}
-	}
 	for _, address := range s.Addresses {
 		if !holds(pool, address) {
 			found.add(v1alpha1.ReasonAddressNotInPool, fmt.Sprintf("%v is not of IPAddressPool %s: MetalLB does not announce it", address, s.Pool))
 		}
 	}
-	if s.DualStack && len(families) == 1 {
+	if s.DualStack && len(v.families[s.Pool]) == 1 {
 		found.tell(true, v1alpha1.ReasonPoolLacksFamily, "the Service is dual-stack, and IPAddressPool "+s.Pool+" has addresses of one family only")
 	}
 }
@@ -90,7 +87,7 @@ func (v *view) findPool(s *Service, found *findings) {
 // advertised is true when some advertisement announces the service from its primary.
 func (v *view) advertised(e *EgressService, s *Service, one *ServicePlan) bool {
 	labels := v.labelled(e, s)
-	return one.Label && len(one.Owned) > 0 || slices.ContainsFunc(v.others[s.Pool], func(o *other) bool {
+	return one.Label && slices.ContainsFunc(one.Owned, func(a *BGPAdvertisement) bool { return v.onPrimary(a, e) }) || slices.ContainsFunc(v.others[s.Pool], func(o *other) bool {
 		return o.nodes[e.Primary] && o.services.match(labels) && hostRoutes(o.BGPAdvertisement, s)
 	})
 }
@@ -108,7 +105,7 @@ func (v *view) findOthers(e *EgressService, s *Service, found *findings) {
 		}
 		what := fmt.Sprintf("BGPAdvertisement %s announces the service too, from %s", o.Name, wrong)
 		switch {
-		case !hostRoutes(o.BGPAdvertisement, s):
+		case aggregates(o.BGPAdvertisement, s):
 			found.tell(true, v1alpha1.ReasonAggregateAdvertised, fmt.Sprintf("BGPAdvertisement %s announces an aggregate with the address in it, from %s: "+
 				"traffic goes there while no node announces the address itself", o.Name, wrong))
 		case misspelt(o):
@@ -120,6 +117,9 @@ func (v *view) findOthers(e *EgressService, s *Service, found *findings) {
 			found.add(v1alpha1.ReasonOtherAdvertisement, what+": take the pool "+s.Pool+" out of it")
 		case v.Manage && canExclude(o.BGPAdvertisement):
 			found.add(v1alpha1.ReasonOtherAdvertisement, what+", until the service is excluded from it")
+		case !canExclude(o.BGPAdvertisement):
+			found.add(v1alpha1.ReasonOtherAdvertisement, what+": no service can be excluded from it, since it aggregates addresses of the other family; "+
+				"take the pool "+s.Pool+" out of it")
 		default:
 			found.add(v1alpha1.ReasonOtherAdvertisement, what+"; this excludes egress services from it: "+
 				v.remedy(o))
@@ -171,7 +171,7 @@ func (v *view) findShared(e *EgressService, s *Service, found *findings) {
 			}
 			for _, o := range v.others[sharer.Pool] {
 				wrong := nodeNames(o.from, e.Primary)
-				if !o.services.match(sharer.Labels) || v.onlyLabelled(o, e) || wrong == "" {
+				if wrong == "" || !o.services.match(sharer.Labels) || v.onlyLabelled(o, e) || aggregates(o.BGPAdvertisement, sharer) {
 					continue
 				}
 				found.tell(v.Guarded, v1alpha1.ReasonSharedWithOrdinaryService, fmt.Sprintf("Service %s, which is no egress service, has %v too, and "+
@@ -184,28 +184,91 @@ func (v *view) findShared(e *EgressService, s *Service, found *findings) {
 
 // findPrimary looks whether MetalLB can announce the service from its primary.
 func (v *view) findPrimary(e *EgressService, s *Service, one *ServicePlan, found *findings) {
-	peers := v.peersOn(e.Primary)
 	switch {
 	case !v.announces(e.Primary):
 		found.add(v1alpha1.ReasonNodeExcluded, "node "+e.Primary+" has the label "+corev1.LabelNodeExcludeBalancers+": MetalLB announces nothing from it")
-	case len(peers) == 0:
+	case len(v.peersOn[e.Primary]) == 0:
 		found.add(v1alpha1.ReasonNoBGPPeer, "no BGPPeer selects node "+e.Primary)
 	case !v.advertised(e, s, one):
 		found.add(v1alpha1.ReasonNotAdvertised, "no BGPAdvertisement announces the service from node "+e.Primary)
-	case len(one.Owned) > 0 && !slices.ContainsFunc(one.Owned, func(a *BGPAdvertisement) bool {
-		return len(a.Spec.Peers) == 0 || slices.ContainsFunc(a.Spec.Peers, func(p string) bool { return peers[p] })
-	}):
+	case !v.hasPeer(e, s, one):
 		found.add(v1alpha1.ReasonNoBGPPeer, "none of the BGPPeers of the advertisements of IPAddressPool "+s.Pool+" selects node "+e.Primary)
 	}
+	v.findConflict(e, s, one, found)
 	if wrong := v.Invalid[e.Primary]; wrong != "" {
 		found.add(v1alpha1.ReasonConfigurationInvalid, "MetalLB on node "+e.Primary+" keeps its old configuration, since the new one is not valid: "+wrong)
 	}
 }
 
+// findConflict looks for two advertisements that make MetalLB announce nothing from the primary.
+func (v *view) findConflict(e *EgressService, s *Service, one *ServicePlan, found *findings) {
+	labels := v.labelled(e, s)
+	var there []*BGPAdvertisement
+	for _, o := range v.others[s.Pool] {
+		single := slices.ContainsFunc(v.families[s.Pool], func(ipv4 bool) bool { return hostRoute(o.BGPAdvertisement, ipv4) })
+		if single && o.nodes[e.Primary] && o.services.match(labels) && !(v.Manage && o.excluded) {
+			there = append(there, o.BGPAdvertisement)
+		}
+	}
+	if len(there) == 0 {
+		return
+	}
+	for _, a := range one.Owned {
+		if v.onPrimary(a, e) {
+			there = append(there, a)
+		}
+	}
+	for i, a := range there {
+		for _, b := range there[i+1:] {
+			if v.attributesOf(a).clashes(v.attributesOf(b)) {
+				found.add(v1alpha1.ReasonConflictingAttributes, fmt.Sprintf("MetalLB announces nothing from node %s: BGPAdvertisements %s and %s ask for different "+
+					"localPref or asPathPrepend", e.Primary, a.Name, b.Name))
+				return
+			}
+		}
+	}
+}
+
+// onPrimary is true when an advertisement of ours selects the primary, which has the service's label or is about to get it.
+func (v *view) onPrimary(a *BGPAdvertisement, e *EgressService) bool {
+	n := v.nodes[e.Primary]
+	if n == nil {
+		return false
+	}
+	for _, s := range a.Spec.NodeSelectors {
+		if len(s.MatchLabels) == 1 && len(s.MatchExpressions) == 0 && requires(s, e.LabelKey) {
+			return true
+		}
+	}
+	after := maps.Clone(n.Labels)
+	after[e.LabelKey] = ""
+	for i := range a.Spec.NodeSelectors {
+		if one, err := metav1.LabelSelectorAsSelector(&a.Spec.NodeSelectors[i]); err == nil && one.Matches(labels.Set(after)) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasPeer is true when some advertisement that announces the service from its primary is for a peer of its.
+func (v *view) hasPeer(e *EgressService, s *Service, one *ServicePlan) bool {
+	labels := v.labelled(e, s)
+	return slices.ContainsFunc(one.Owned, func(a *BGPAdvertisement) bool { return v.hasPeerOf(a, e.Primary) && v.onPrimary(a, e) }) || slices.ContainsFunc(v.others[s.Pool], func(o *other) bool {
+		return o.nodes[e.Primary] && o.services.match(labels) && !aggregates(o.BGPAdvertisement, s) && v.hasPeerOf(o.BGPAdvertisement, e.Primary)
+	})
+}
+
 // findAnnounced compares with what MetalLB says it does.
-func (v *view) findAnnounced(e *EgressService, announced announcements, found *findings) {
+func (v *view) findAnnounced(e *EgressService, s *Service, announced announcements, found *findings) {
+	// MetalLB says it of nodes that announce an aggregate, too.
+	labels := v.labelled(e, s)
+	elsewhere := slices.DeleteFunc(slices.Clone(announced.bgp[e.Key]), func(node string) bool {
+		return slices.ContainsFunc(v.others[s.Pool], func(o *other) bool {
+			return o.nodes[node] && aggregates(o.BGPAdvertisement, s) && o.services.match(labels)
+		})
+	})
 	// With the guard MetalLB means to announce the service wherever it may.
-	if nodes := nodeNames(announced.bgp[e.Key], e.Primary); nodes != "" && !v.Guarded {
+	if nodes := nodeNames(elsewhere, e.Primary); nodes != "" && !v.Guarded {
 		found.add(v1alpha1.ReasonAnnouncedElsewhere, "MetalLB says (ServiceBGPStatus) that it announces the service from "+nodes)
 	}
 	if nodes := nodeNames(announced.l2[e.Key], e.Primary); nodes != "" {

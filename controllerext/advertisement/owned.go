@@ -54,17 +54,27 @@ type group struct {
 	attributes
 	source string // the name of the first advertisement that it is from, or empty
 	items  [][]requirement
-	nodes  []map[string]bool // of the advertisements that it is from
+	nodes  []map[string]bool // that the advertisements it is from select; nil: every node
 }
 
-// sources are the advertisements of others that would announce the service, if it were no egress service.
+// sources are the advertisements of others that would announce the service, if it were no egress service. Those that only aggregate
+// count where there are no others. Of a pool of both families one counts that aggregates those of one: MetalLB looks for conflicts between two that
+// have one of the lengths in common, whatever the service's addresses are.
 func (v *view) sources(e *EgressService, s *Service) (found []*other) {
 	plain := v.labelled(e, s)
 	delete(plain, v1alpha1.ServiceLabel)
+	var coarse []*other
 	for _, o := range v.others[s.Pool] {
-		if o.source.match(plain) {
+		switch {
+		case !o.source.match(plain):
+		case !slices.ContainsFunc(v.families[s.Pool], func(ipv4 bool) bool { return hostRoute(o.BGPAdvertisement, ipv4) }):
+			coarse = append(coarse, o)
+		default:
 			found = append(found, o)
 		}
+	}
+	if len(found) == 0 {
+		return coarse
 	}
 	return found
 }
@@ -74,6 +84,9 @@ func (v *view) sources(e *EgressService, s *Service) (found []*other) {
 func (v *view) groups(e *EgressService, sources []*other) (found []*group, left []*other) {
 	// Where spec.network is a VRF with peers, those are the service's.
 	network := v.vrfs[e.Network]
+	if among := inNetwork(sources, network); len(network) > 0 && len(among) > 0 {
+		sources = among
+	}
 	everywhere := false
 	var covered [][]requirement
 	for _, o := range sources {
@@ -81,28 +94,28 @@ func (v *view) groups(e *EgressService, sources []*other) (found []*group, left 
 		if len(network) > 0 {
 			wanted.peers = network
 		}
-		items := [][]requirement{nil}
-		if len(o.items) > 0 {
-			items = nil
-			for _, item := range o.items {
-				items = append(items, without(item, e.LabelKey, e.StandbyLabelKey))
+		items, nodes := v.nodesFor(o, e)
+		wants := items
+		var taken [][]requirement
+		for _, g := range found {
+			if g.clashes(wanted) && slices.ContainsFunc(g.nodes, func(others map[string]bool) bool { return overlap(others, nodes) }) {
+				taken, nodes = append(taken, g.items...), v.minus(nodes, g.nodes)
 			}
 		}
-		clash := func(g *group) bool {
-			return g.clashes(wanted) && slices.ContainsFunc(g.nodes, func(nodes map[string]bool) bool { return overlap(nodes, o.nodes) })
-		}
-		if slices.ContainsFunc(found, clash) {
+		if len(taken) > 0 {
 			left = append(left, o)
-			continue
+			if items = except(items, taken); len(items) == 0 || len(nodes) == 0 {
+				continue
+			}
 		}
-		covered = append(covered, items...)
-		everywhere = everywhere || slices.ContainsFunc(items, func(item []requirement) bool { return len(item) == 0 })
+		covered = append(covered, wants...)
+		everywhere = everywhere || slices.ContainsFunc(wants, func(item []requirement) bool { return len(item) == 0 })
 		i := slices.IndexFunc(found, func(g *group) bool { return g.equal(wanted) })
 		if i < 0 {
 			i = len(found)
 			found = append(found, &group{attributes: wanted, source: o.Name})
 		}
-		found[i].items, found[i].nodes = append(found[i].items, items...), append(found[i].nodes, o.nodes)
+		found[i].items, found[i].nodes = append(found[i].items, items...), append(found[i].nodes, nodes)
 	}
 	if len(found) == 0 {
 		return []*group{{attributes: attributes{peers: network}, items: [][]requirement{nil}}}, left
@@ -111,6 +124,42 @@ func (v *view) groups(e *EgressService, sources []*other) (found []*group, left 
 		v.coverTheRest(found, covered)
 	}
 	return found, left
+}
+
+// minus are the nodes of a set that none of the others has.
+func (v *view) minus(nodes map[string]bool, others []map[string]bool) map[string]bool {
+	left := map[string]bool{}
+	for i := range v.Nodes {
+		name := v.Nodes[i].Name
+		if (nodes == nil || nodes[name]) && !slices.ContainsFunc(others, func(o map[string]bool) bool { return o == nil || o[name] }) {
+			left[name] = true
+		}
+	}
+	return left
+}
+
+// except are the alternatives without the nodes of others; none where that can't be said in few words.
+func except(items, others [][]requirement) (left [][]requirement) {
+	rest, ok := complement(others)
+	if !ok || len(items)*len(rest) > maxComplement {
+		return nil
+	}
+	for _, item := range items {
+		for _, r := range rest {
+			left = append(left, slices.Concat(item, r))
+		}
+	}
+	return left
+}
+
+// inNetwork are those that are for one of the network's peers.
+func inNetwork(sources []*other, network []string) (found []*other) {
+	for _, o := range sources {
+		if len(o.Spec.Peers) == 0 || slices.ContainsFunc(o.Spec.Peers, func(p string) bool { return slices.Contains(network, p) }) {
+			found = append(found, o)
+		}
+	}
+	return found
 }
 
 // coverTheRest lets the groups hold for the nodes of none of them too, as far as they don't clash.
@@ -131,7 +180,47 @@ func (v *view) coverTheRest(groups []*group, covered [][]requirement) {
 	}
 }
 
+// nodesFor are the nodes that an advertisement selects, wherever the service's labels are: as alternatives, and by name, nil being every
+// node.
+func (v *view) nodesFor(o *other, e *EgressService) (items [][]requirement, nodes map[string]bool) {
+	if len(o.items) == 0 {
+		return [][]requirement{nil}, nil
+	}
+	stripped := false
+	for _, item := range o.items {
+		rest := without(item, e.LabelKey, e.StandbyLabelKey)
+		stripped = stripped || len(rest) < len(item)
+		items = append(items, rest)
+	}
+	if !stripped {
+		return items, o.nodes
+	}
+	selectors := make([]metav1.LabelSelector, 0, len(items))
+	for _, item := range items {
+		if len(item) == 0 {
+			return items, nil
+		}
+		selectors = append(selectors, selector(item))
+	}
+	nodes = map[string]bool{}
+	if matches, ok := parse(selectors); ok {
+		for i := range v.Nodes {
+			if matches.match(v.Nodes[i].Labels) {
+				nodes[v.Nodes[i].Name] = true
+			}
+		}
+	}
+	return items, nodes
+}
+
+// overlap is true when two sets of nodes have one in common; nil is every node.
 func overlap(a, b map[string]bool) bool {
+	switch {
+	case a == nil:
+		return b == nil || len(b) > 0
+	case b == nil:
+		return len(a) > 0
+	}
 	for name := range a {
 		if b[name] {
 			return true

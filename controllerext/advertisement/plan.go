@@ -3,6 +3,7 @@
 package advertisement
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -51,8 +52,10 @@ type Finding struct {
 func Make(c *Cluster) Plan {
 	v := look(c)
 	plan := Plan{Services: make([]ServicePlan, 0, len(c.EgressServices))}
-	needed, exclude := map[string]bool{}, map[*other]bool{}
-	announced := v.announcements()
+	needed, announced := map[string]bool{}, v.announcements()
+	for i := range c.EgressServices {
+		v.exclude(&c.EgressServices[i])
+	}
 	for i := range c.EgressServices {
 		e := &c.EgressServices[i]
 		one := ServicePlan{Key: e.Key, Digest: e.Digest}
@@ -62,14 +65,14 @@ func Make(c *Cluster) Plan {
 		case s == nil, e.LabelKey == "":
 			// Nothing to announce.
 		default:
-			v.plan(e, s, &one, exclude, announced)
+			v.plan(e, s, &one, announced)
 		}
 		for _, a := range one.Owned {
 			needed[a.Name] = true
 		}
 		plan.Services = append(plan.Services, one)
 	}
-	plan.Edits = v.edits(exclude)
+	plan.Edits = v.edits()
 	for _, a := range v.ours {
 		if !needed[a.Name] {
 			plan.Orphans = append(plan.Orphans, a)
@@ -80,7 +83,7 @@ func Make(c *Cluster) Plan {
 }
 
 // plan plans for a service that is announced from its primary only.
-func (v *view) plan(e *EgressService, s *Service, one *ServicePlan, exclude map[*other]bool, announced announcements) {
+func (v *view) plan(e *EgressService, s *Service, one *ServicePlan, announced announcements) {
 	one.Label = v.labels(e, s)
 	found := findings{}
 	if s.Pool == "" {
@@ -98,35 +101,43 @@ func (v *view) plan(e *EgressService, s *Service, one *ServicePlan, exclude map[
 	}
 	v.find(e, s, one, left, announced, &found)
 	one.Findings = found.sorted()
-	needed := len(one.Owned) > 0
-	for _, o := range sources {
-		// Whether it is excluded already plays no part: an exclusion that is needed must stay.
-		if one.Label && canExclude(o.BGPAdvertisement) && !v.onlyLabelled(o, e) {
-			exclude[o], needed = true, true
-		}
+	one.Label = one.Label && (len(one.Owned) > 0 || slices.ContainsFunc(sources, func(o *other) bool { return v.excludable(o, e) }))
+}
+
+// exclude marks the advertisements that the service is to be excluded from. Whether it is already plays no part: an exclusion that is
+// needed must stay.
+func (v *view) exclude(e *EgressService) {
+	s := v.services[e.Key]
+	if s == nil || s.Pool == "" || !v.labels(e, s) {
+		return
 	}
-	one.Label = one.Label && needed
+	for _, o := range v.sources(e, s) {
+		o.excluded = o.excluded || v.excludable(o, e)
+	}
+}
+
+// excludable is true for an advertisement that announces the service from other nodes than its own and can be told not to.
+func (v *view) excludable(o *other, e *EgressService) bool {
+	return canExclude(o.BGPAdvertisement) && !v.onlyLabelled(o, e)
 }
 
 // byHand is true when the documented procedure was followed: an advertisement of the user's announces the service from the labelled node,
 // and nothing of ours is needed. With the guard, ours hands the route to the standby.
 func (v *view) byHand(e *EgressService, s *Service, sources []*other) bool {
 	return !v.Guarded && slices.ContainsFunc(sources, func(o *other) bool {
-		return slices.ContainsFunc(o.items, func(item []requirement) bool {
-			rest := without(item, e.LabelKey)
-			return len(rest) == 0 && len(item) > 0
-		}) && hostRoutes(o.BGPAdvertisement, s) && o.services.match(v.labelled(e, s))
+		everyLabelled := slices.ContainsFunc(o.items, func(item []requirement) bool { return len(without(item, e.LabelKey)) == 0 })
+		return everyLabelled && v.onlyLabelled(o, e) && !(v.Manage && o.excluded) && hostRoutes(o.BGPAdvertisement, s) && o.services.match(v.labelled(e, s))
 	})
 }
 
 // hostRoutes is true when the advertisement announces each of the service's addresses by itself.
 func hostRoutes(a *BGPAdvertisement, s *Service) bool {
-	for _, address := range s.Addresses {
-		if !hostRoute(a, address.Is4()) {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(s.Addresses, func(address netip.Addr) bool { return !hostRoute(a, address.Is4()) })
+}
+
+// aggregates is true when the advertisement announces none of the service's addresses by itself.
+func aggregates(a *BGPAdvertisement, s *Service) bool {
+	return !slices.ContainsFunc(s.Addresses, func(address netip.Addr) bool { return hostRoute(a, address.Is4()) })
 }
 
 // onlyLabelled is true when the advertisement's nodeSelectors take none but nodes with a label of the service's.

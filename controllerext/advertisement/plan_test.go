@@ -187,7 +187,7 @@ func TestFindings(t *testing.T) {
 		{"the last address of a range", aCluster(func(c *Cluster) { c.Services[0].Addresses[0] = netip.MustParseAddr("192.0.2.40") }), nil, ""},
 		{"a pool of one family", aCluster(func(c *Cluster) { c.Services[0].DualStack = true }), []string{"(PoolLacksFamily)"}, ""},
 		{"no peer", aCluster(func(c *Cluster) { c.Peers = nil }), []string{"NoBGPPeer"}, "no BGPPeer selects node a"},
-		{"no peer of the advertisement", aCluster(with("general", "{peers: [tor2]}")), []string{"OtherAdvertisement", "NoBGPPeer"}, ""},
+		{"no peer of the advertisement", aCluster(with("general", "{peers: [tor2]}")), []string{"NoBGPPeer"}, ""},
 		{"no peer on the node", aCluster(func(c *Cluster) {
 			c.Peers[0].Spec.NodeSelectors = []metav1.LabelSelector{{MatchLabels: map[string]string{"rack": "2"}}}
 		}), []string{"NoBGPPeer"}, ""},
@@ -195,13 +195,16 @@ func TestFindings(t *testing.T) {
 		{"an excluded node, ignored", aCluster(nodeLabel(0, corev1.LabelNodeExcludeBalancers, ""), func(c *Cluster) { c.IgnoreExclude = true }), nil, ""},
 		{"other nodes are excluded", aCluster(general, nodeLabel(1, corev1.LabelNodeExcludeBalancers, ""), nodeLabel(2, corev1.LabelNodeExcludeBalancers, "")), nil, ""},
 		{"conflict of the user's", aCluster(with("one", "{localPref: 1, serviceSelectors: [{matchLabels: {app: web}}]}"), with("two", "{localPref: 2, nodeSelectors: [{matchLabels: {rack: '1'}}]}")),
-			[]string{"ConflictingAttributes", "OtherAdvertisement"}, "BGPAdvertisement two"},
+			[]string{"ConflictingAttributes", "OtherAdvertisement", "ConflictingAttributes"}, "BGPAdvertisement two"},
 		{"a VRF without peers", aCluster(func(c *Cluster) { c.EgressServices[0].Network, c.EgressServices[0].VRF = "blue", true }), []string{"PeersNotInNetwork"}, ""},
 		{"a plain table", aCluster(func(c *Cluster) { c.EgressServices[0].Network = "100" }), nil, ""},
 		{"announced elsewhere", aCluster(func(c *Cluster) {
 			c.BGPAnnouncements = []Announcement{{"b", c.Services[0].Key}, {"a", c.Services[0].Key}}
 		}),
 			[]string{"AnnouncedElsewhere"}, "from node b"},
+		{"an aggregate elsewhere", aCluster(with("general", "{aggregationLength: 24}"), func(c *Cluster) { c.BGPAnnouncements = []Announcement{{"b", c.Services[0].Key}} }),
+			[]string{"(AggregateAdvertised)"}, ""},
+		{"a primary whose Node is gone", aCluster(func(c *Cluster) { c.Nodes = c.Nodes[1:] }), nil, ""},
 		{"offered elsewhere, guarded", aCluster(guarded, func(c *Cluster) { c.BGPAnnouncements = []Announcement{{"b", c.Services[0].Key}} }), nil, ""},
 		{"announced by layer 2", aCluster(guarded, func(c *Cluster) { c.L2Announcements = []Announcement{{"b", c.Services[0].Key}} }), []string{"L2AnnouncedElsewhere"}, ""},
 		{"configuration not valid", aCluster(func(c *Cluster) { c.Invalid = map[string]string{"a": "peer tor: no ASN", "b": "x"} }), []string{"ConfigurationInvalid"}, "peer tor: no ASN"},

@@ -13,6 +13,16 @@ import (
 // addresses are a range of an IPAddressPool, both ends included.
 type addresses struct{ from, to netip.Addr }
 
+// families are those of a pool's addresses: true is IPv4.
+func families(pool *metallbv1beta1.IPAddressPool) (found []bool) {
+	for _, text := range pool.Spec.Addresses {
+		if r, ok := parseRange(text); ok && !slices.Contains(found, r.from.Is4()) {
+			found = append(found, r.from.Is4())
+		}
+	}
+	return found
+}
+
 // parseRange reads a CIDR or "from-to".
 func parseRange(text string) (addresses, bool) {
 	if from, to, isRange := strings.Cut(text, "-"); isRange {

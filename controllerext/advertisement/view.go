@@ -24,12 +24,13 @@ type view struct {
 	byIP     map[netip.Addr][]*Service
 	nodes    map[string]*Node
 	pools    map[string]*metallbv1beta1.IPAddressPool
+	families map[string][]bool  // of the pools: true is IPv4
 	byLabel  map[string][]*Node // by the keys of our labels
 	egress   map[types.NamespacedName]*EgressService
 	// labelKeys are those in use.
 	labelKeys map[string]bool
-	vrfs      map[string][]string // names of BGPPeers, ordered, by VRF
-	peers     []peer
+	vrfs      map[string][]string        // names of BGPPeers, ordered, by VRF
+	peersOn   map[string]map[string]bool // names of BGPPeers by node
 	// others are the advertisements that are not ours, by pool and ordered by name; anyPool are those that take every pool.
 	others  map[string][]*other
 	ours    []*BGPAdvertisement
@@ -48,6 +49,7 @@ type other struct {
 	nodes    map[string]bool // that it selects
 	from     []string        // those of them that MetalLB announces from, ordered
 	edited   bool            // it has our exclusion, and our mark
+	excluded bool            // it has to have the exclusion
 	remedy   string          // once it was asked for
 }
 
@@ -57,18 +59,13 @@ type l2 struct {
 	pools             map[string]bool
 }
 
-type peer struct {
-	name, vrf string
-	selects   matchers
-}
-
 // look prepares a Cluster.
 func look(c *Cluster) *view {
 	v := &view{
 		Cluster: c, services: make(map[types.NamespacedName]*Service, len(c.Services)), byIP: make(map[netip.Addr][]*Service, len(c.Services)),
 		nodes: make(map[string]*Node, len(c.Nodes)), pools: make(map[string]*metallbv1beta1.IPAddressPool, len(c.Pools)),
 		byLabel: map[string][]*Node{}, egress: make(map[types.NamespacedName]*EgressService, len(c.EgressServices)),
-		labelKeys: make(map[string]bool, len(c.EgressServices)), vrfs: map[string][]string{}, others: map[string][]*other{}, waiting: map[string][]*other{},
+		families: make(map[string][]bool, len(c.Pools)), labelKeys: make(map[string]bool, len(c.EgressServices)), vrfs: map[string][]string{}, peersOn: make(map[string]map[string]bool, len(c.Nodes)), others: map[string][]*other{}, waiting: map[string][]*other{},
 	}
 	for i := range c.Services {
 		s := &c.Services[i]
@@ -86,6 +83,9 @@ func look(c *Cluster) *view {
 			}
 		}
 	}
+	for _, sharers := range v.byIP {
+		slices.SortFunc(sharers, func(a, b *Service) int { return compareNames(a.Key.String(), b.Key.String()) })
+	}
 	for i := range c.EgressServices {
 		e := &c.EgressServices[i]
 		v.egress[e.Key] = e
@@ -94,19 +94,9 @@ func look(c *Cluster) *view {
 		}
 	}
 	for _, p := range c.Pools {
-		v.pools[p.Name] = p
+		v.pools[p.Name], v.families[p.Name] = p, families(p)
 	}
-	for _, p := range c.Peers {
-		if selects, ok := parse(p.Spec.NodeSelectors); ok {
-			v.peers = append(v.peers, peer{p.Name, p.Spec.VRFName, selects})
-		}
-		if p.Spec.VRFName != "" {
-			v.vrfs[p.Spec.VRFName] = append(v.vrfs[p.Spec.VRFName], p.Name)
-		}
-	}
-	for _, names := range v.vrfs {
-		slices.Sort(names)
-	}
+	v.lookAtPeers()
 	v.lookAtAdvertisements()
 	return v
 }
@@ -158,7 +148,7 @@ func (v *view) newOther(a *BGPAdvertisement) *other {
 	for _, n := range v.candidates(a.Spec.NodeSelectors) {
 		if o.selects.match(n.Labels) {
 			o.nodes[n.Name] = true
-			if v.announces(n.Name) {
+			if v.announces(n.Name) && v.hasPeerOf(a, n.Name) {
 				o.from = append(o.from, n.Name)
 			}
 		}
@@ -216,17 +206,32 @@ func (v *view) poolsOf(names []string, selectors []metav1.LabelSelector) map[str
 	return found
 }
 
-// peersOn are the names of the BGPPeers of a node.
-func (v *view) peersOn(node string) map[string]bool {
-	found := map[string]bool{}
-	if n := v.nodes[node]; n != nil {
-		for _, p := range v.peers {
-			if p.selects.match(n.Labels) {
-				found[p.name] = true
+// lookAtPeers finds the BGPPeers of each node.
+func (v *view) lookAtPeers() {
+	for _, p := range v.Peers {
+		if selects, ok := parse(p.Spec.NodeSelectors); ok {
+			for i := range v.Nodes {
+				if n := &v.Nodes[i]; selects.match(n.Labels) {
+					if v.peersOn[n.Name] == nil {
+						v.peersOn[n.Name] = map[string]bool{}
+					}
+					v.peersOn[n.Name][p.Name] = true
+				}
 			}
 		}
+		if p.Spec.VRFName != "" {
+			v.vrfs[p.Spec.VRFName] = append(v.vrfs[p.Spec.VRFName], p.Name)
+		}
 	}
-	return found
+	for _, names := range v.vrfs {
+		slices.Sort(names)
+	}
+}
+
+// hasPeerOf is true when the node has a session on which the advertisement's routes may go.
+func (v *view) hasPeerOf(a *BGPAdvertisement, node string) bool {
+	peers := v.peersOn[node]
+	return len(a.Spec.Peers) == 0 && len(peers) > 0 || slices.ContainsFunc(a.Spec.Peers, func(p string) bool { return peers[p] })
 }
 
 // announces is true when MetalLB would not refuse to announce anything from the node.

@@ -4,6 +4,7 @@ package controlplane
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -189,7 +190,7 @@ func (c *ControlPlane) launchMetalLB(ctx context.Context, binary, name, account,
 			"--namespace=" + MetalLBNamespace,
 			"--port=" + strconv.Itoa(ports[0]),
 			"--health-probe-port=" + strconv.Itoa(ports[1]),
-			"--log-level=debug",
+			"--log-level=" + cmp.Or(c.options.MetalLBLogLevel, "debug"),
 		}, arguments...),
 	}, binary)
 }

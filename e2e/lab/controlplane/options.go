@@ -31,6 +31,9 @@ type Options struct {
 	// CRDs are installed by Up before the controllers start. The garbage collector looks for new types every 30 s only; objects of
 	// types that come later are collected with that delay.
 	CRDs []fs.FS
+	// MetalLBLogLevel is the log level of MetalLB's programs: debug where it is empty. With debug a speaker writes its whole configuration
+	// into its log for every service that it looks at, which is most of its work where there are many.
+	MetalLBLogLevel string
 }
 
 const defaultAPIPort = 6443
