@@ -23,7 +23,7 @@ const (
 	// ours in another namespace belongs to.
 	OwnerAnnotation = "metallb-egress.io/owner"
 
-	// OriginalSelectorsAnnotation, on a BGPAdvertisement that is not ours, holds its serviceSelectors as JSON from before the egress
+	// OriginalSelectorsAnnotation holds, on a BGPAdvertisement that is not ours, its serviceSelectors as JSON from before the egress
 	// services were excluded from it.
 	OriginalSelectorsAnnotation = "metallb-egress.io/original-service-selectors"
 

@@ -107,9 +107,9 @@ var unannounced = []string{v1alpha1.ReasonNoBGPPeer, v1alpha1.ReasonNotAdvertise
 
 // able is true when nothing but advertisements keeps the node from announcing.
 func able(c *advertisement.Cluster, s *advertisement.Service, n *advertisement.Node) bool {
-	any := *c
-	any.Advertisements = []*advertisement.BGPAdvertisement{named("any")}
-	return len(announced(&any, s, n)) > 0
+	alone := *c
+	alone.Advertisements = []*advertisement.BGPAdvertisement{named("any")}
+	return len(announced(&alone, s, n)) > 0
 }
 
 // stray is an announcement of an address of a service from a node that is not its primary.

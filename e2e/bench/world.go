@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
+	metallbv1beta2 "go.universe.tf/metallb/api/v1beta2"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -83,13 +85,26 @@ func (b *bench) up(ctx context.Context, services, endpointNodes int) (_ *world, 
 			return nil, err
 		}
 	}
-	if err := w.permit(ctx); err != nil {
+	if err := errors.Join(w.permit(ctx), w.configureMetalLB(ctx)); err != nil {
 		return nil, err
 	}
 	if w.fleet, err = speakers.Start(ctx, w.control.RESTConfig(), controlplane.MetalLBNamespace); err != nil {
 		return nil, err
 	}
 	return w, parallel(ctx, services+1, setters, w.createService)
+}
+
+// configureMetalLB makes the pool of all Services, and a peer of all nodes.
+func (w *world) configureMetalLB(ctx context.Context) error {
+	meta := metav1.ObjectMeta{Namespace: controlplane.MetalLBNamespace, Name: benchPool}
+	return errors.Join(
+		w.admin.Create(ctx, &metallbv1beta1.IPAddressPool{
+			ObjectMeta: meta, Spec: metallbv1beta1.IPAddressPoolSpec{Addresses: []string{netip.PrefixFrom(firstService, 15).Masked().String()}},
+		}),
+		w.admin.Create(ctx, &metallbv1beta2.BGPPeer{
+			ObjectMeta: meta, Spec: metallbv1beta2.BGPPeerSpec{MyASN: 64512, ASN: 64513, Address: "192.0.2.254"},
+		}),
+	)
 }
 
 // down stops everything of the world.
@@ -120,7 +135,7 @@ func (b *bench) definitions(ctx context.Context) ([]fs.FS, error) {
 // connect makes the clients. Neither has a limit of its own.
 func (w *world) connect(ctx context.Context) (err error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, metallbv1beta1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, metallbv1beta1.AddToScheme, metallbv1beta2.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return err
 		}
