@@ -250,7 +250,7 @@ func (c *Controller) unlabel(ctx context.Context, s *seen, plans []advertisement
 	return again
 }
 
-// editInterval is the shortest time between two edits of one advertisement: a tool may put it back each time.
+// editInterval is the shortest time between two exclusions in one advertisement: a tool may put it back each time.
 const editInterval = 10 * time.Second
 
 // edit excludes the services from advertisements of others, and undoes that. Nothing is excluded while a service that it would concern
@@ -271,7 +271,9 @@ func (c *Controller) edit(ctx context.Context, edits []advertisement.Edit, outco
 	due := slices.DeleteFunc(slices.Clone(edits), func(e advertisement.Edit) bool {
 		at, recently := c.editedAt[e.Advertisement.Name]
 		switch {
-		case e.Exclude && incomplete:
+		case !e.Exclude:
+			return false
+		case incomplete:
 			return true
 		case recently:
 			again = sooner(again, editInterval-c.Now().Sub(at))
