@@ -8,12 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-kit/log/level"
 	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -338,103 +336,4 @@ func (c *Controller) sweepAssignments(ctx context.Context, s *snapshot) time.Dur
 		})
 		return wait
 	})
-}
-
-// labelInterval is the shortest time between two patches of a node's labels while more services are to come: each takes many with it.
-const labelInterval = 2 * time.Second
-
-// writeNodeLabels brings the public and the standby labels of every node to what the
-// assignments say: one patch per node that differs. While there are more assignments to write, only what belongs to a move is written
-// at once.
-func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*work) time.Duration {
-	want := map[string]map[string]bool{}
-	add := func(node, key string) {
-		if want[node] == nil {
-			want[node] = map[string]bool{}
-		}
-		want[node][key] = true
-	}
-	for _, w := range works {
-		spec := w.inForce()
-		if spec.Primary != "" {
-			add(spec.Primary, spec.LabelKey)
-		}
-		if spec.Standby != "" && c.Guarded {
-			add(spec.Standby, spec.StandbyLabelKey())
-		}
-	}
-	more := slices.ContainsFunc(works, func(w *work) bool { return errors.Is(w.unwritten, errLater) })
-	var urgent []string
-	for _, w := range works {
-		if w.replaces() {
-			urgent = append(urgent, w.inForce().LabelKey)
-		}
-	}
-	now := c.Now()
-	var due []*labelChange
-	changes := map[string]*labelChange{}
-	labelled := make(map[string]time.Time, len(c.labelled))
-	for _, node := range s.nodes {
-		last := c.labelled[node.Name]
-		if patch := labelPatch(node, want[node.Name], s.released); len(patch) > 0 {
-			change := &labelChange{node: node.Name, patch: patch, err: errLater}
-			changes[node.Name] = change
-			if !more || now.Sub(last) >= labelInterval || slices.ContainsFunc(urgent, change.has) {
-				due, last = append(due, change), now
-			}
-		}
-		if now.Sub(last) < labelInterval {
-			labelled[node.Name] = last
-		}
-	}
-	c.labelled = labelled
-	again := each(due, writers, func(l *labelChange) (wait time.Duration) {
-		wait, l.err = c.try(ctx, electionLoop, l.node, "labels of Node", func(ctx context.Context) error { return c.labelNode(ctx, l.node, l.patch) })
-		return wait
-	})
-	for _, w := range works {
-		spec := w.inForce()
-		if l := changes[spec.Primary]; l != nil && l.err != nil && l.has(spec.LabelKey) {
-			w.labeled = fmt.Errorf("label node %s: %w", l.node, l.err)
-		}
-	}
-	return again
-}
-
-// labelChange is one patch of a Node's labels.
-type labelChange struct {
-	node  string
-	patch map[string]any
-	err   error // why it was not written
-}
-
-func (l *labelChange) has(key string) bool {
-	_, ok := l.patch[key]
-	return ok
-}
-
-func (c *Controller) labelNode(ctx context.Context, name string, patch map[string]any) error {
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": patch}})
-	if err != nil {
-		return err
-	}
-	target := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	return client.IgnoreNotFound(c.Client.Patch(ctx, target, client.RawPatch(types.MergePatchType, body), fieldOwner))
-}
-
-// labelPatch is a merge patch of the node's labels: "" sets, nil removes. Those to be kept stay where they are.
-func labelPatch(node *corev1.Node, want map[string]bool, keep []string) map[string]any {
-	patch := map[string]any{}
-	for key := range want {
-		if value, ok := node.Labels[key]; !ok || value != "" {
-			patch[key] = ""
-		}
-	}
-	for key := range node.Labels {
-		ours := strings.HasPrefix(key, egressv1.LabelPrefix) || strings.HasPrefix(key, v1alpha1.StandbyLabelPrefix)
-		if ours && !want[key] && !slices.Contains(keep, key) {
-			patch[key] = nil
-		}
-	}
-	return patch
 }
