@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -23,8 +24,16 @@ import (
 // installed are CRDs by name, each with the fields of its only version: <part>/<field>.
 type installed struct {
 	client.Reader
-	crds map[string]crd
-	err  error
+	mutex sync.Mutex
+	crds  map[string]crd
+	err   error
+}
+
+func (i *installed) change(err error, change func(map[string]crd)) {
+	i.mutex.Lock()
+	defer i.mutex.Unlock()
+	i.err = err
+	change(i.crds)
 }
 
 type crd struct {
@@ -33,6 +42,8 @@ type crd struct {
 }
 
 func (i *installed) Get(_ context.Context, key client.ObjectKey, object client.Object, _ ...client.GetOption) error {
+	i.mutex.Lock()
+	defer i.mutex.Unlock()
 	one, ok := i.crds[key.Name]
 	switch {
 	case i.err != nil:
@@ -106,15 +117,16 @@ func TestFollowDefinitions(t *testing.T) {
 			synctest.Wait()
 		}
 		minute()
-		crds.err = errors.New("the API server is away")
+		crds.change(errors.New("the API server is away"), func(map[string]crd) {})
 		minute()
 		select {
 		case err := <-ended:
 			t.Fatalf("ended without a change: %v", err)
 		default:
 		}
-		crds.err = nil
-		crds.crds["bgpadvertisements.metallb.io"] = crd{"v1beta1", [][2]string{{"spec", "serviceSelectors"}}}
+		crds.change(nil, func(all map[string]crd) {
+			all["bgpadvertisements.metallb.io"] = crd{"v1beta1", [][2]string{{"spec", "serviceSelectors"}}}
+		})
 		if err := <-ended; !cmp.Equal(err, errDefinitionsChanged, cmpopts.EquateErrors()) {
 			t.Errorf("ended with %v", err)
 		}
