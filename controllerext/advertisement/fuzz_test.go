@@ -34,12 +34,18 @@ var properties = []property{
 	{"somebody announces meanwhile", meanwhile},
 }
 
-var seeds = flag.Uint64("seeds", 2_000, "how many random clusters to look at")
+var seeds = flag.Uint64("seeds", 0, "how many random clusters to look at; 0: 2,000, in the short set 500")
 
 // TestProperties looks at many random clusters, and shows the smallest one that breaks a property.
 func TestProperties(t *testing.T) {
+	count := *seeds
+	if count == 0 {
+		if count = 2_000; testing.Short() {
+			count = 500
+		}
+	}
 	failed := make([][]uint64, len(properties))
-	for seed := range *seeds {
+	for seed := range count {
 		w := generate(seeded(seed))
 		for i, p := range properties {
 			if p.check(w) != nil {
@@ -58,7 +64,7 @@ func TestProperties(t *testing.T) {
 					smallest = w
 				}
 			}
-			t.Errorf("%d of %d seeds (%v...): %v\n%s", len(failed[i]), *seeds, failed[i][:min(len(failed[i]), 5)], p.check(smallest), text(smallest))
+			t.Errorf("%d of %d seeds (%v...): %v\n%s", len(failed[i]), count, failed[i][:min(len(failed[i]), 5)], p.check(smallest), text(smallest))
 		})
 	}
 }
