@@ -51,7 +51,7 @@ func (c *Controller) SyncAdvertisements(ctx context.Context) (time.Duration, err
 	outcomes, wait := c.advertise(ctx, s, plan.Services)
 	again = sooner(again, wait)
 	again = sooner(again, c.unlabel(ctx, s, plan.Services))
-	again = sooner(again, c.edit(ctx, plan.Edits, outcomes))
+	again = sooner(again, c.edit(ctx, plan.Edits, bare(s, outcomes)))
 	again = sooner(again, c.deleteOrphans(ctx, plan.Orphans))
 
 	c.shared.mutex.Lock()
@@ -253,13 +253,20 @@ func (c *Controller) unlabel(ctx context.Context, s *seen, plans []advertisement
 // editInterval is the shortest time between two exclusions in one advertisement: a tool may put it back each time.
 const editInterval = 10 * time.Second
 
-// edit excludes the services from advertisements of others, and undoes that. Nothing is excluded while a service that it would concern
-// lacks an advertisement of its own.
-func (c *Controller) edit(ctx context.Context, edits []advertisement.Edit, outcomes map[types.NamespacedName]outcome) time.Duration {
-	incomplete := false
-	for _, o := range outcomes {
-		incomplete = incomplete || o.reason == v1alpha1.ReasonWriteFailed
+// bare is true while a Service has our label, by which exclusions select it, and may lack an advertisement of ours. One without the label
+// is not concerned, however long its advertisement can't be written.
+func bare(s *seen, outcomes map[types.NamespacedName]outcome) bool {
+	for key, o := range outcomes {
+		if w := s.wanted[key]; o.reason == v1alpha1.ReasonWriteFailed && w.service != nil && w.service.Labels[v1alpha1.ServiceLabel] != "" {
+			return true
+		}
 	}
+	return false
+}
+
+// edit excludes the services from advertisements of others, and undoes that. Nothing is excluded while a Service that it would concern
+// is bare.
+func (c *Controller) edit(ctx context.Context, edits []advertisement.Edit, incomplete bool) time.Duration {
 	before := c.editedAt
 	c.editedAt = map[string]time.Time{}
 	for name, at := range before {

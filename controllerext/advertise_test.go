@@ -3,6 +3,7 @@
 package controllerext
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
@@ -93,4 +95,51 @@ func TestRevertedExclusion(t *testing.T) {
 		t.Errorf("AdvertisementsConsistent is %s", got)
 	}
 	c.quiet()
+}
+
+// A service whose advertisement can't be written holds up nobody else's exclusion.
+func TestOneBadAdvertisementHoldsUpNoExclusion(t *testing.T) {
+	general := &advertisement.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "general"}}
+	c := newCluster(t, append(slices.Concat(node("a"), node("b"), service("good", "192.0.2.1"), service("bad", "192.0.2.2")), general)...)
+	c.controller.ManageAdvertisements = true
+	c.refuse = func(what string) error {
+		if strings.HasPrefix(what, "create egress-ns-bad") {
+			return errors.New("webhook says no")
+		}
+		return nil
+	}
+	c.settle("good")
+	if got := get(c, "metallb-system", "general", &advertisement.BGPAdvertisement{}).Spec.ServiceSelectors; len(got) != 1 {
+		t.Errorf("serviceSelectors %v", got)
+	}
+	if get(c, "ns", "bad", &corev1.Service{}).Labels[v1alpha1.ServiceLabel] != "" {
+		t.Error("the bad one is labelled: nobody announces it")
+	}
+}
+
+// The label of a live service moves, whatever Service of an ambiguous name still has our label.
+func TestReleasedKeyOfALiveService(t *testing.T) {
+	c := newCluster(t, slices.Concat(node("a"), node("b"), service("s", "192.0.2.1"))...)
+	primary, _ := c.settle("s")
+	key := c.assignment("s").Spec.LabelKey
+	keys := released([]*corev1.Service{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s", Labels: map[string]string{v1alpha1.ServiceLabel: "x"}}}},
+		func(types.NamespacedName) bool { return false })
+	if !slices.Contains(keys, key) {
+		t.Fatalf("%v does not hold %s", keys, key)
+	}
+	other := "a"
+	if primary == "a" {
+		other = "b"
+	}
+	edit(c, get(c, "", other, &corev1.Node{}), func(n *corev1.Node) { n.Labels[key] = "" })
+	s, err := c.controller.read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.released = keys
+	works, _, _, _ := c.controller.decide(s)
+	c.controller.writeNodeLabels(t.Context(), s, works)
+	if _, has := get(c, "", other, &corev1.Node{}).Labels[key]; has {
+		t.Errorf("node %s keeps the label of a service whose primary is %s", other, primary)
+	}
 }

@@ -27,7 +27,7 @@ const labelInterval = 2 * time.Second
 // assignments say: one patch per node that differs. While there are more assignments to write, only what belongs to a move is written
 // at once.
 func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*work) time.Duration {
-	want := map[string]map[string]bool{}
+	want, live := map[string]map[string]bool{}, map[string]bool{}
 	add := func(node, key string) {
 		if want[node] == nil {
 			want[node] = map[string]bool{}
@@ -36,6 +36,7 @@ func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*
 	}
 	for _, w := range works {
 		spec := w.inForce()
+		live[spec.LabelKey] = w.exclusive()
 		if spec.Primary != "" {
 			add(spec.Primary, spec.LabelKey)
 		}
@@ -50,13 +51,15 @@ func (c *Controller) writeNodeLabels(ctx context.Context, s *snapshot, works []*
 			urgent = append(urgent, w.inForce().LabelKey)
 		}
 	}
+	// Upstream's spelling of a key is ambiguous: a live service's is never kept for another.
+	keep := slices.DeleteFunc(slices.Clone(s.released), func(key string) bool { return live[key] })
 	now := c.Now()
 	var due []*labelChange
 	changes := map[string]*labelChange{}
 	labelled := make(map[string]time.Time, len(c.labelled))
 	for _, node := range s.nodes {
 		last := c.labelled[node.Name]
-		if patch := labelPatch(node, want[node.Name], s.released); len(patch) > 0 {
+		if patch := labelPatch(node, want[node.Name], keep); len(patch) > 0 {
 			change := &labelChange{node: node.Name, patch: patch, err: errLater}
 			changes[node.Name] = change
 			if !more || now.Sub(last) >= labelInterval || slices.ContainsFunc(urgent, change.has) {
