@@ -16,6 +16,7 @@ import (
 	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -82,7 +83,7 @@ func Up(ctx context.Context, o Options) (l *Lab, err error) {
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := o.lock()
+	unlock, err := o.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +147,7 @@ func Down(ctx context.Context, o Options) error {
 	if _, err := os.Stat(stateDir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	unlock, err := o.lock()
+	unlock, err := o.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -167,16 +168,31 @@ func down(ctx context.Context, o Options) error {
 	return os.RemoveAll(o.dir())
 }
 
+// lockWait is how long a command waits for another one of the same lab to end. A command that was
+// killed may hold the lock a moment longer: a child that it had forked and that has not executed its
+// program yet still has the file.
+const lockWait = 5 * time.Second
+
 // lock keeps two commands from building or removing the same lab at once. The kernel gives it
 // back when the process ends, however it does.
-func (o Options) lock() (unlock func(), err error) {
+func (o Options) lock(ctx context.Context) (unlock func(), err error) {
 	file, err := os.OpenFile(o.dir()+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	err = wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, lockWait, true, func(context.Context) (bool, error) {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
 		_ = file.Close()
-		return nil, fmt.Errorf("lab %s is being built or removed by another command: %w", o.Prefix, err)
+		if wait.Interrupted(err) {
+			return nil, fmt.Errorf("lab %s is being built or removed by another command: %w", o.Prefix, err)
+		}
+		return nil, fmt.Errorf("lock lab %s: %w", o.Prefix, err)
 	}
 	return func() { _ = file.Close() }, nil
 }
