@@ -50,6 +50,8 @@ type Options struct {
 	// ServiceConditions is true where the installed EgressService CRD is this project's, which has
 	// status.conditions and status.standby.
 	ServiceConditions bool
+	// Withdraw removes everything that a controller has made, as if there were no EgressService: see Left.
+	Withdraw bool
 	// Now is the clock.
 	Now func() time.Time
 }
@@ -91,6 +93,8 @@ func New(o Options) *Controller {
 	wake := func() chan struct{} { return make(chan struct{}, 1) }
 	c := &Controller{
 		Options: o, selectors: selectors{}, settleTime: settleTime, lost: map[types.NamespacedName]*v1alpha1.Move{}, labelled: map[string]time.Time{}, electionWake: wake(), adsWake: wake(), statusWake: wake(),
+		// A failover waits for the election alone.
+		electionPace: pace{times: 1}, adsPace: pace{times: 3}, statusPace: pace{times: 3},
 		shared: shared{
 			tracker: liveness.New(), advertised: map[types.NamespacedName]outcome{},
 			moves: map[types.NamespacedName]*move{}, concerned: map[types.NamespacedName]bool{}, namespaces: map[string]bool{},
@@ -205,14 +209,19 @@ func wake(loop chan struct{}) {
 }
 
 // pace keeps a loop that works through everything at each event from taking a whole core: it rests as
-// long as it has computed. Writing is not computing.
-type pace struct{ until time.Time }
+// long as it has computed, or several times that. Writing is not computing.
+type pace struct {
+	times int
+	until time.Time
+}
 
 // rest is how long to wait before the next run, or 0.
 func (p *pace) rest(now time.Time) time.Duration { return max(p.until.Sub(now), 0) }
 
 // worked ends a piece of work that began at a time.
-func (p *pace) worked(began, now time.Time) { p.until = now.Add(now.Sub(began)) }
+func (p *pace) worked(began, now time.Time) {
+	p.until = now.Add(time.Duration(p.times) * now.Sub(began))
+}
 
 // sooner is the shorter of two waits, of which 0 is none.
 func sooner(a, b time.Duration) time.Duration {

@@ -118,7 +118,7 @@ func (c *Controller) decide(s *snapshot) ([]*work, [][]*work, speakers, time.Dur
 	c.selectors.tidy(works)
 	for _, members := range groups {
 		wait := c.decideGroup(now, electorate, members, lifecycle.Group{
-			Live: func(node string) bool { return live[node] }, Silent: func(node string) bool { return silent[node] }, MostSilent: verdict.MostSilent,
+			Live: func(node string) bool { return live[node] }, Silent: func(node string) bool { return silent[node] }, MostSilent: verdict.MostSilent, Unguarded: !c.Guarded,
 		}, memories)
 		again = sooner(again, wait)
 		for _, w := range members {

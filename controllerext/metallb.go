@@ -99,7 +99,7 @@ func (c *Controller) see(ctx context.Context) (*seen, time.Duration, error) {
 
 // seeEgressServices reads what was elected.
 func (c *Controller) seeEgressServices(ctx context.Context, s *seen) error {
-	egressServices, err := list[egressv1.EgressServiceList](ctx, c.Client, unordered)
+	egressServices, err := c.egressServices(ctx)
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,9 @@ func (c *Controller) SyncStatus(ctx context.Context) (time.Duration, error) {
 	if wait := c.statusPace.rest(c.Now()); wait > 0 {
 		return wait, nil
 	}
+	if c.Withdraw {
+		return c.clearStatuses(ctx)
+	}
 	began := c.Now()
 	all, err := c.statuses(ctx)
 	if err != nil {

@@ -48,7 +48,7 @@ func list[T any, L interface {
 }
 
 func (c *Controller) read(ctx context.Context) (*snapshot, error) {
-	egressServices, err := list[egressv1.EgressServiceList](ctx, c.Client, unordered)
+	egressServices, err := c.egressServices(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,11 @@ func (w *world) consistent(ctx context.Context) error {
 			problems = append(problems, fmt.Errorf("%s has no assignment", key))
 			continue
 		}
-		for label, node := range map[string]string{a.Spec.LabelKey: a.Spec.Primary, a.Spec.StandbyLabelKey(): a.Spec.Standby} {
+		standby := a.Spec.Standby
+		if w.external {
+			standby = "" // it has no label
+		}
+		for label, node := range map[string]string{a.Spec.LabelKey: a.Spec.Primary, a.Spec.StandbyLabelKey(): standby} {
 			if _, taken := labels[label]; taken {
 				problems = append(problems, fmt.Errorf("label %s is %s's and another service's", label, key))
 			}

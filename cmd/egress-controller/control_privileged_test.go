@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -45,6 +46,8 @@ func (w *world) control(ctx context.Context, args ...string) error {
 		// It waits for the lease, and shows by nothing that it is there.
 		w.replicas = append(w.replicas, w.startReplica(context.WithoutCancel(ctx)))
 		return nil
+	case "withdraw":
+		return w.withdraw(ctx)
 	case "kill":
 		return w.kill()
 	case "disconnect":
@@ -58,6 +61,7 @@ func (w *world) control(ctx context.Context, args ...string) error {
 
 // start returns when the controller leads and works.
 func (w *world) start(ctx context.Context, flags ...string) error {
+	w.external = slices.Contains(flags, "external")
 	r := w.startReplica(context.WithoutCancel(ctx), flags...)
 	w.replicas = append(w.replicas, r)
 	looked := make(chan error, 1)
@@ -80,6 +84,41 @@ func (w *world) stopAll() error {
 		problems = append(problems, r.stop())
 	}
 	w.past, w.replicas = append(w.past, w.replicas...), nil
+	return errors.Join(problems...)
+}
+
+// withdraw runs a controller that ends when it has removed everything, after all others have ended.
+func (w *world) withdraw(ctx context.Context) error {
+	if err := w.stopAll(); err != nil {
+		return err
+	}
+	r := w.startReplica(context.WithoutCancel(ctx), "withdraw")
+	w.past = append(w.past, r)
+	select {
+	case <-r.ended:
+	case <-time.After(patience):
+		r.cancel()
+		<-r.ended
+		return fmt.Errorf("everything is not withdrawn after %v", patience)
+	}
+	return errors.Join(r.err, w.nothingLeft(ctx))
+}
+
+// nothingLeft is nil when only what users have made is there.
+func (w *world) nothingLeft(ctx context.Context) error {
+	s, err := w.look(ctx)
+	if err != nil {
+		return err
+	}
+	s.egress = nil // their owners are gone: everything of ours is left over
+	problems := []error{s.orphans(), s.labelled(nil)}
+	list := &egressv1.EgressServiceList{}
+	problems = append(problems, w.client.List(ctx, list))
+	for _, e := range list.Items {
+		if e.Status.Host != "" || e.Status.Standby != "" || len(e.Status.Conditions) > 0 {
+			problems = append(problems, fmt.Errorf("EgressService %s/%s has the status %+v", e.Namespace, e.Name, e.Status))
+		}
+	}
 	return errors.Join(problems...)
 }
 

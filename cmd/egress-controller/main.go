@@ -52,6 +52,7 @@ type options struct {
 	ignoreExclude  bool
 	backEnd        string
 	manage         bool
+	withdraw       bool
 	perService     bool
 	metrics        metricsserver.Flags
 	// tune, when set, may change how the API server is reached.
@@ -67,6 +68,7 @@ func main() {
 	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-lb", false, "elect nodes labelled node.kubernetes.io/exclude-from-external-load-balancers too: set it as for MetalLB's speakers")
 	flag.StringVar(&o.backEnd, "bgp-backend", backEndGoBGP, "who announces: gobgp, the egress-speakers, or external, MetalLB itself")
 	flag.BoolVar(&o.manage, "manage-advertisements", false, "exclude egress services from BGPAdvertisements of others that announce them from other nodes, too")
+	flag.BoolVar(&o.withdraw, "withdraw", false, "remove everything that a controller has made, EgressServices excepted, and end: for uninstalling, once no other controller runs")
 	flag.BoolVar(&o.perService, "metrics-per-service", true, "export the metrics that have series for each EgressService")
 	o.metrics.Register(flag.CommandLine)
 	flag.Parse()
@@ -141,7 +143,7 @@ func run(ctx context.Context, o options) error {
 	controller := controllerext.New(controllerext.Options{
 		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("egress-controller"), Metrics: measured, Logger: logger,
 		MetalLBNamespace: o.MetalLBNamespace, DefaultFailurePolicy: policy, IgnoreExclude: o.ignoreExclude,
-		MetalLB: metallb, Guarded: guarded, ManageAdvertisements: o.manage,
+		MetalLB: metallb, Guarded: guarded, ManageAdvertisements: o.manage, Withdraw: o.withdraw,
 		ServiceConditions: installed.serviceConditions, Now: time.Now,
 	})
 	for _, l := range controller.Loops() {
@@ -154,6 +156,9 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	level.Info(logger).Log("event", "start", "msg", "egress-controller starts", "version", version)
+	if o.withdraw {
+		return withdraw(ctx, mgr, controller, logger)
+	}
 	return mgr.Start(ctx)
 }
 

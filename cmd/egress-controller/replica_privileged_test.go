@@ -39,6 +39,7 @@ func (c *cluster) startReplica(ctx context.Context, flags ...string) *replica {
 		ignoreExclude:  slices.Contains(flags, "ignore-exclude-lb"),
 		backEnd:        backEndGoBGP,
 		manage:         slices.Contains(flags, "manage-advertisements"),
+		withdraw:       slices.Contains(flags, "withdraw"),
 		tune:           r.traffic.tune,
 	}
 	if slices.Contains(flags, "external") {

@@ -90,7 +90,7 @@ func newEngine(w *world) *script.Engine {
 			return do(ctx)
 		}
 	}
-	act("controller", "start [FLAG]...|stop|restart|second|kill|disconnect", "the controller's life, and its connections", w.control)
+	act("controller", "start [FLAG]...|stop|restart|second|withdraw|kill|disconnect", "the controller's life, and its connections", w.control)
 	act("failing", "METHOD URI-PART CODE|reset|lost|hang | watches expire | none", "fail the controller's requests from now on", w.failing)
 	act("node", "NODE [zone=Z|hostname=H|KEY=VALUE|KEY-|WORD]...", "make or change a Node, with a speaker", w.makeNode)
 	act("speaker", "NODE [WORD]...", "how a node's speaker behaves from now on", w.makeSpeaker)

@@ -33,6 +33,7 @@ type world struct {
 	witness  *witness
 	replicas []*replica
 	past     []*replica // that were stopped
+	external bool       // the back end of the controller that was started last
 	// remembered is what the command remember saw.
 	remembered string
 	// tallied is how many writes there were at the command tally.

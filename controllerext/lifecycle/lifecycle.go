@@ -69,6 +69,9 @@ type Group struct {
 	Silent func(node string) bool
 	// MostSilent is true while most speakers are, which is not held against them.
 	MostSilent bool
+	// Unguarded is true where MetalLB announces by itself: it offers a node nothing before the public label is there, which the promotion
+	// sets.
+	Unguarded bool
 	// Elect runs the election for the members together.
 	Elect func(primary, standby string, avoid map[string]bool) election.Result
 	// Rejected says how many nodes are not eligible for which reasons.
@@ -341,7 +344,7 @@ func Programmed(a *v1alpha1.EgressAssignment, report v1alpha1.EgressNodeService)
 // mustBeOffered is true while the primary to be replaced still announces and MetalLB has not
 // yet handed the candidate the route: moving now would take the route away.
 func (s *step) mustBeOffered(current, candidate string) bool {
-	if current == "" || !s.Live(current) || !slices.ContainsFunc(s.Members, func(m Service) bool {
+	if s.Unguarded || current == "" || !s.Live(current) || !slices.ContainsFunc(s.Members, func(m Service) bool {
 		return m.Reports[current].Announced && !m.Reports[candidate].Offered
 	}) {
 		return false
