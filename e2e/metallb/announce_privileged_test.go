@@ -65,7 +65,7 @@ var egress = service{labels: map[string]string{v1alpha1.ServiceLabel: "x"}}
 
 // TestAdvertisements is what stock MetalLB makes of advertisements, in tables.
 func TestAdvertisements(t *testing.T) {
-	w := enter(t)
+	w := enter(t, frrK8s)
 	must(t, w.labelNode(t.Context(), "n2", map[string]*string{egressLabel: new("")}))
 	play(t, w, slices.Concat(nodeScenes(), attributeScenes(), poolScenes(), sharingScenes(), endpointScenes()))
 }

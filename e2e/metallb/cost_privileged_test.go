@@ -64,7 +64,7 @@ func TestCost(t *testing.T) {
 	requireTools(t)
 	rows, err := costRows(*costRowTexts, *costServices)
 	must(t, err)
-	w, err := startWorld(t.Context(), 4)
+	w, err := startWorld(t.Context(), frrK8s, 4)
 	if err != nil {
 		t.Fatal(err)
 	}

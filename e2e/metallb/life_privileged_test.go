@@ -7,6 +7,8 @@ package metallb
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,8 +26,10 @@ import (
 // An ordinary service, announced from everywhere by the user's one advertisement, becomes an egress service and then an ordinary one
 // again. MetalLB announces by itself (back end external) and may be told to exclude it. Somebody announces the service all the time, and
 // with the user's attributes; the service beside it notices nothing.
-func TestLifeOfAnEgressService(t *testing.T) {
-	w, ctx := enter(t), t.Context()
+func TestLifeOfAnEgressService(t *testing.T) { inEach(t, testLife) }
+
+func testLife(t *testing.T, w *world) {
+	ctx := t.Context()
 	const attributes = " localPref=200 64512:1"
 	tors := []string{"tor1" + attributes, "tor2" + attributes}
 	general := metallbv1beta1.BGPAdvertisementSpec{IPAddressPools: []string{"pool"}, LocalPref: 200, Communities: []string{"64512:1"}}
@@ -86,8 +90,8 @@ func deadWebhook() *admissionv1.ValidatingWebhookConfiguration {
 	}
 }
 
-// consistent waits until the condition AdvertisementsConsistent is as given.
-func (w *world) consistent(t *testing.T, name string, status metav1.ConditionStatus, reason string) {
+// consistent waits until the condition AdvertisementsConsistent is as given, with the words in its message.
+func (w *world) consistent(t *testing.T, name string, status metav1.ConditionStatus, reason string, words ...string) {
 	t.Helper()
 	err := poll(t.Context(), "AdvertisementsConsistent of "+name, func(ctx context.Context) error {
 		a := &v1alpha1.EgressAssignment{}
@@ -95,7 +99,8 @@ func (w *world) consistent(t *testing.T, name string, status metav1.ConditionSta
 			return err
 		}
 		got := meta.FindStatusCondition(a.Status.Conditions, v1alpha1.ConditionAdvertisementsConsistent)
-		if got == nil || got.Status != status || got.Reason != reason {
+		missing := func(word string) bool { return !strings.Contains(got.Message, word) }
+		if got == nil || got.Status != status || got.Reason != reason || slices.ContainsFunc(words, missing) {
 			return fmt.Errorf("it is %+v", got)
 		}
 		return nil

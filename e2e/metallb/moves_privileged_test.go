@@ -21,7 +21,7 @@ import (
 
 // TestMoves is what MetalLB makes of a label that moves, and of nodes that may not announce.
 func TestMoves(t *testing.T) {
-	w := enter(t)
+	w := enter(t, frrK8s)
 	must(t, w.client.Create(t.Context(), newAdvertisement("default", others())),
 		w.client.Create(t.Context(), newAdvertisement("ours", ours())),
 		w.createService(t.Context(), "moving", egress), w.createService(t.Context(), "staying", service{}),
@@ -95,7 +95,7 @@ func testDeadSpeaker(t *testing.T, w *world) {
 // TestFrozenConfiguration is what one contradiction among advertisements without serviceSelectors does: the speakers that it concerns keep
 // the configuration that they had, for all services. Others don't read it.
 func TestFrozenConfiguration(t *testing.T) {
-	w := enter(t)
+	w := enter(t, frrK8s)
 	must(t, w.client.Create(t.Context(), newAdvertisement("default", spec{})), w.createService(t.Context(), "older", service{}))
 	w.allocated(t, "older")
 	w.announces(t, "older", everywhere())
@@ -137,7 +137,7 @@ func (w *world) valid(t *testing.T, node string, want bool) {
 
 // TestEgressService is MetalLB beside this project's own controller.
 func TestEgressService(t *testing.T) {
-	w := enter(t)
+	w := enter(t, frrK8s)
 	fleet := w.startController(t)
 	on := func(node string) map[string]string { return map[string]string{corev1.LabelHostname: node} }
 	must(t, w.createService(t.Context(), "example", service{}), w.createEgress(t.Context(), "example", on("n1")))

@@ -26,18 +26,19 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Peers of every node. In this mode MetalLB has no sessions, it only names them.
+// Peers of every node.
 const tor1, tor2 = "tor1", "tor2"
 
 // peerNames are the BGPPeers by address: that is all an FRRConfiguration says.
 var peerNames = map[string]string{"203.0.113.1": tor1, "203.0.113.2": tor2}
 
-func peers() []*metallbv1beta2.BGPPeer {
+func (w *world) peers() []*metallbv1beta2.BGPPeer {
 	var all []*metallbv1beta2.BGPPeer
 	for _, address := range slices.Sorted(maps.Keys(peerNames)) {
 		peer := &metallbv1beta2.BGPPeer{ObjectMeta: metav1.ObjectMeta{Namespace: metallbNamespace, Name: peerNames[address]}}
-		// Of both families: else IPv6 prefixes would stay behind.
-		peer.Spec = metallbv1beta2.BGPPeerSpec{MyASN: 64512, ASN: 64513, Address: address, DualStackAddressFamily: true}
+		peer.Spec = metallbv1beta2.BGPPeerSpec{MyASN: speakersASN, ASN: speakersASN, Address: address}
+		// Of both families: else IPv6 prefixes would stay behind. Native has IPv4 only.
+		peer.Spec.DualStackAddressFamily = w.backend != native
 		all = append(all, peer)
 	}
 	return all

@@ -41,8 +41,11 @@ func everywhere(peers ...string) offers { return at("n1 n2 n3", peers...) }
 // nowhere is what nobody announces.
 var nowhere = offers{}
 
-// offered reads the FRRConfigurations: what each node is to announce, by prefix.
+// offered is what each node announces, by prefix: as the routers say, or as the FRRConfigurations would have it.
 func (w *world) offered(ctx context.Context) (map[netip.Prefix]offers, error) {
+	if w.routers != nil {
+		return w.routers.offered(ctx)
+	}
 	list := &frrk8sv1beta1.FRRConfigurationList{}
 	if err := w.client.List(ctx, list, client.InNamespace(metallbNamespace)); err != nil {
 		return nil, err

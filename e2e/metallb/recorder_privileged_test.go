@@ -23,8 +23,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// recorder watches every version of the FRRConfigurations, so that a test can say of a prefix who ever offered it meanwhile.
+// recorder watches every version of the FRRConfigurations, or asks the routers again and again, so that a test can say of a prefix who ever
+// offered it meanwhile.
 type recorder struct {
+	routers *routers // that it asks
 	client  client.WithWatch
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -32,6 +34,7 @@ type recorder struct {
 	mutex    sync.Mutex
 	err      error
 	began    time.Time
+	looks    int                                  // at the routers
 	versions map[string]string                    // resourceVersion by object
 	nodes    map[string]map[netip.Prefix][]string // what each is to announce
 	history  map[netip.Prefix][]moment
@@ -48,24 +51,100 @@ func (w *world) record(t *testing.T) *recorder {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	r := &recorder{
-		client: w.client, cancel: cancel, began: time.Now(),
+		routers: w.routers, client: w.client, cancel: cancel, began: time.Now(),
 		versions: map[string]string{}, nodes: map[string]map[netip.Prefix][]string{}, history: map[netip.Prefix][]moment{},
 	}
-	list := &frrk8sv1beta1.FRRConfigurationList{}
-	if err := w.client.List(ctx, list, client.InNamespace(metallbNamespace)); err != nil {
+	t.Cleanup(func() {
 		cancel()
-		t.Fatal(err)
+		r.running.Wait()
+	})
+	if r.routers != nil {
+		must(t, r.ask(ctx))
+		r.begin()
+		r.running.Go(func() { r.fail(ctx, r.askOn(ctx)) })
+		return r
 	}
+	list := &frrk8sv1beta1.FRRConfigurationList{}
+	must(t, w.client.List(ctx, list, client.InNamespace(metallbNamespace)))
 	for i := range list.Items {
 		r.see(watch.Added, &list.Items[i])
 	}
 	r.begin()
 	r.running.Go(func() { r.follow(ctx, list.ResourceVersion) })
-	t.Cleanup(func() {
-		cancel()
-		r.running.Wait()
-	})
 	return r
+}
+
+// askOn asks the routers all the time.
+func (r *recorder) askOn(ctx context.Context) error {
+	ticker := time.NewTicker(glance)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if err := r.ask(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// ask notes what the routers have now.
+func (r *recorder) ask(ctx context.Context) error {
+	all, err := r.routers.offered(ctx)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	r.looks++
+	r.nodes = map[string]map[netip.Prefix][]string{}
+	for prefix, nodes := range all {
+		for node, texts := range nodes {
+			if r.nodes[node] == nil {
+				r.nodes[node] = map[netip.Prefix][]string{}
+			}
+			r.nodes[node][prefix] = texts
+		}
+		r.note(prefix, now)
+	}
+	for prefix := range r.history {
+		r.note(prefix, now)
+	}
+	return nil
+}
+
+// caughtUp returns when the recorder has seen everything that was there before.
+func (w *world) caughtUp(ctx context.Context, r *recorder) error {
+	if r.routers != nil {
+		r.mutex.Lock()
+		before := r.looks
+		r.mutex.Unlock()
+		return poll(ctx, "the recorder looks twice", func(context.Context) error {
+			r.mutex.Lock()
+			defer r.mutex.Unlock()
+			if r.looks < before+2 && r.err == nil {
+				return fmt.Errorf("%d times by now", r.looks-before)
+			}
+			return r.err
+		})
+	}
+	return poll(ctx, "the recorder catches up", func(ctx context.Context) error {
+		list := &frrk8sv1beta1.FRRConfigurationList{}
+		if err := w.client.List(ctx, list, client.InNamespace(metallbNamespace)); err != nil {
+			return err
+		}
+		r.mutex.Lock()
+		defer r.mutex.Unlock()
+		for _, item := range list.Items {
+			if seen := r.versions[item.Name]; seen != item.ResourceVersion {
+				return fmt.Errorf("FRRConfiguration %s is %s, seen was %s", item.Name, item.ResourceVersion, seen)
+			}
+		}
+		return nil
+	})
 }
 
 // follow watches, again from the last version when a watch ends.
@@ -97,7 +176,7 @@ func (r *recorder) follow(ctx context.Context, from string) {
 func (r *recorder) fail(ctx context.Context, err error) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && err != nil {
 		r.err = errors.Join(r.err, err)
 	}
 }
@@ -165,20 +244,7 @@ func (r *recorder) note(prefix netip.Prefix, now time.Time) {
 func (w *world) moments(t *testing.T, r *recorder, service string) []moment {
 	t.Helper()
 	addresses, err := w.addresses(t.Context(), service)
-	must(t, err, poll(t.Context(), "the recorder catches up", func(ctx context.Context) error {
-		list := &frrk8sv1beta1.FRRConfigurationList{}
-		if err := w.client.List(ctx, list, client.InNamespace(metallbNamespace)); err != nil {
-			return err
-		}
-		r.mutex.Lock()
-		defer r.mutex.Unlock()
-		for _, item := range list.Items {
-			if seen := r.versions[item.Name]; seen != item.ResourceVersion {
-				return fmt.Errorf("FRRConfiguration %s is %s, seen was %s", item.Name, item.ResourceVersion, seen)
-			}
-		}
-		return nil
-	}), r.failure())
+	must(t, err, w.caughtUp(t.Context(), r), r.failure())
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	if history := r.history[addresses[0]]; len(history) > 0 {

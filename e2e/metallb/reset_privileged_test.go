@@ -146,7 +146,7 @@ func (w *world) restorePeers(ctx context.Context) error {
 		return err
 	}
 	want := map[string]*metallbv1beta2.BGPPeer{}
-	for _, peer := range peers() {
+	for _, peer := range w.peers() {
 		want[peer.Name] = peer
 	}
 	for i := range list.Items {

@@ -87,7 +87,11 @@ func (s scene) pool() string { return strings.ToLower(strings.ReplaceAll(s.name,
 
 // set makes the scene's objects.
 func (s scene) set(ctx context.Context, w *world, number int) error {
-	own := newPool(s.pool(), fmt.Sprintf("198.18.%d.0/29", number), fmt.Sprintf("2001:db8:%x::/125", number+1))
+	ranges := []string{fmt.Sprintf("198.18.%d.0/29", number)}
+	if w.backend != native {
+		ranges = append(ranges, fmt.Sprintf("2001:db8:%x::/125", number+1))
+	}
+	own := newPool(s.pool(), ranges...)
 	errs := []error{w.client.Create(ctx, own)}
 	for i, name := range slices.Sorted(maps.Keys(s.pools)) {
 		other := newPool(name, fmt.Sprintf("198.19.%d.%d/29", number, 8*i))

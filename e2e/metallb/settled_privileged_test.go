@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,6 +72,9 @@ func (w *world) settled(t *testing.T) {
 
 // sings is nil when a node offers the canary with that value to its peers, as far as it has any.
 func (w *world) sings(ctx context.Context, node, value string) error {
+	if w.routers != nil {
+		return w.singsTo(ctx, node, value)
+	}
 	configuration := &frrk8sv1beta1.FRRConfiguration{}
 	if err := w.client.Get(ctx, client.ObjectKey{Namespace: metallbNamespace, Name: "metallb-" + node}, configuration); err != nil {
 		return err
@@ -84,6 +88,19 @@ func (w *world) sings(ctx context.Context, node, value string) error {
 				return fmt.Errorf("node %s has not seen the canary's value %s", node, value)
 			}
 		}
+	}
+	return nil
+}
+
+// singsTo is nil when both routers have heard the canary with that value from a node.
+func (w *world) singsTo(ctx context.Context, node, value string) error {
+	all, err := w.routers.offered(ctx)
+	if err != nil {
+		return err
+	}
+	heard := slices.DeleteFunc(all[canaryPrefix][node], func(text string) bool { return !slices.Contains(strings.Fields(text), canaryCommunity(value)) })
+	if len(heard) < len(peerNames) {
+		return fmt.Errorf("node %s sings the canary's value %s to %v", node, value, heard)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@
 package metallb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,17 +41,30 @@ import (
 const (
 	// metallbNamespace is MetalLB's namespace, exampleNamespace that of the tests' Services.
 	metallbNamespace, exampleNamespace = controlplane.MetalLBNamespace, "example"
-	// pool and pool6 are there in every test.
+	// pool is there in every test, pool6 where MetalLB has IPv6.
 	pool, pool6 = "pool", "pool6"
 )
 
 // controlAddress is where the API server listens.
 var controlAddress = netip.MustParseAddr("10.250.0.1")
 
+// backend is how MetalLB's speakers announce: METALLB_BGP_TYPE.
+type backend string
+
+const (
+	// frrK8s is external: what each node is to announce is in an FRRConfiguration.
+	frrK8s backend = "frr-k8s"
+	// native has sessions with two FRR routers.
+	native backend = "native"
+)
+
 // world is a cluster: a control plane and stock MetalLB.
 type world struct {
+	backend   backend
 	root, dir string
 	netns     string
+	nodeNetns map[string]string // of nodes that have one of their own
+	routers   *routers          // of the native back end
 	plane     *controlplane.ControlPlane
 	processes *process.Set
 	client    client.WithWatch // the admin's
@@ -64,25 +77,14 @@ type world struct {
 	cancelBuild context.CancelFunc
 }
 
-// started is the world of all tests, as far as one has entered it. TestMain stops it.
-var started *world
-
-// theWorld starts it.
-var theWorld = sync.OnceValues(func() (*world, error) {
-	w, err := startWorld(context.Background(), 3)
-	if err == nil {
-		started = w
-		// Meanwhile: tests wait for MetalLB much of the time.
-		w.startBuild()
-	}
-	return w, err
-})
+// started are the worlds of all tests, as far as one has entered them. TestMain stops them.
+var started = map[backend]*world{}
 
 func TestMain(m *testing.M) {
 	ctrllog.SetLogger(logr.Discard())
 	code := m.Run()
-	if started != nil {
-		if err := started.stop(); err != nil {
+	for _, w := range started {
+		if err := w.stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "stop the world:", err)
 			code = 1
 		}
@@ -90,12 +92,33 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// enter returns the world, emptied, for this test alone.
-func enter(t *testing.T) *world {
+// inEach runs a test for each back end.
+func inEach(t *testing.T, test func(*testing.T, *world)) {
+	for _, b := range []backend{frrK8s, native} {
+		t.Run(string(b), func(t *testing.T) { test(t, enter(t, b)) })
+	}
+}
+
+// theWorld starts it, unless it is there.
+func theWorld(b backend) (*world, error) {
+	if w := started[b]; w != nil {
+		return w, nil
+	}
+	w, err := startWorld(context.Background(), b, 3)
+	if err == nil {
+		started[b] = w
+		// Meanwhile: tests wait for MetalLB much of the time.
+		w.startBuild()
+	}
+	return w, err
+}
+
+// enter returns the world of a back end, emptied, for this test alone.
+func enter(t *testing.T, b backend) *world {
 	t.Helper()
 	requireTools(t)
 	begin := time.Now()
-	w, err := theWorld()
+	w, err := theWorld(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,8 +146,10 @@ func requireTools(t *testing.T) {
 	if os.Geteuid() != 0 {
 		missing(errors.New("this needs root"))
 	}
-	if _, err := exec.LookPath("ip"); err != nil {
-		missing(err)
+	for _, name := range []string{"ip", "vtysh", bgpdProgram} {
+		if _, err := exec.LookPath(name); err != nil {
+			missing(err)
+		}
 	}
 	root, err := cache.RepoRoot(".")
 	if err != nil {
@@ -141,10 +166,10 @@ func requireTools(t *testing.T) {
 func nodeName(i int) string { return fmt.Sprintf("n%d", i+1) }
 
 // startWorld starts a control plane, MetalLB, and makes what is there in every test.
-func startWorld(ctx context.Context, nodes int) (_ *world, err error) {
+func startWorld(ctx context.Context, b backend, nodes int) (_ *world, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	w := &world{}
+	w := &world{backend: b, nodeNetns: map[string]string{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.stop())
@@ -162,6 +187,11 @@ func startWorld(ctx context.Context, nodes int) (_ *world, err error) {
 	if err := w.makeNetns(ctx); err != nil {
 		return nil, err
 	}
+	if b == native {
+		if err := errors.Join(w.connectNodes(ctx, nodes), w.startRouters(ctx, nodes)); err != nil {
+			return nil, err
+		}
+	}
 	own, err := fs.Sub(api.CRDs, "crds")
 	if err != nil {
 		return nil, err
@@ -171,7 +201,7 @@ func startWorld(ctx context.Context, nodes int) (_ *world, err error) {
 		Binaries:        func(name string) (string, error) { return cache.Binary(w.root, name) },
 		ServiceCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		CRDs:            []fs.FS{own},
-		MetalLBLogLevel: "info",
+		MetalLBLogLevel: "info", MetalLBBGPType: string(b),
 	}, w.processes, func(string, ...any) {})
 	if err != nil {
 		return nil, err
@@ -185,7 +215,7 @@ func startWorld(ctx context.Context, nodes int) (_ *world, err error) {
 // makeNetns makes a network namespace for all processes: MetalLB's speakers answer ARP for services that are announced by layer 2, and
 // the machine's own network is not to see that.
 func (w *world) makeNetns(ctx context.Context) error {
-	name := fmt.Sprintf("memlb-%d", os.Getpid())
+	name := fmt.Sprintf("memlb-%s-%d", w.backend, os.Getpid())
 	if err := ip(ctx, "netns", "add", name); err != nil {
 		return err
 	}
@@ -234,11 +264,13 @@ func (w *world) furnish(ctx context.Context, nodes int) error {
 	objects := []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: exampleNamespace}},
 		newPool(pool, "192.0.2.0/24"),
-		newPool(pool6, "2001:db8::/64"),
 		newPool(canary, canaryPrefix.String()),
 		newAdvertisement(canary, canaryAdvertisement("0")),
 	}
-	for _, peer := range peers() {
+	if w.backend != native {
+		objects = append(objects, newPool(pool6, "2001:db8::/64"))
+	}
+	for _, peer := range w.peers() {
 		objects = append(objects, peer)
 	}
 	for _, object := range objects {
@@ -250,7 +282,7 @@ func (w *world) furnish(ctx context.Context, nodes int) error {
 }
 
 func (w *world) nodeProcess(node string) controlplane.NodeProcess {
-	return controlplane.NodeProcess{Name: node, Netns: w.netns}
+	return controlplane.NodeProcess{Name: node, Netns: cmp.Or(w.nodeNetns[node], w.netns)}
 }
 
 // stop ends every process and removes everything that the world has made outside of them.
@@ -267,6 +299,9 @@ func (w *world) stop() error {
 	}
 	if w.processes != nil {
 		problems = append(problems, w.processes.StopAll(ctx))
+	}
+	for _, netns := range w.nodeNetns {
+		problems = append(problems, ip(ctx, "netns", "delete", netns))
 	}
 	if w.netns != "" {
 		problems = append(problems, ip(ctx, "netns", "delete", w.netns))

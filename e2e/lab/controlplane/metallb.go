@@ -49,7 +49,8 @@ type NodeProcess struct {
 
 // StartMetalLB installs MetalLB's and frr-k8s' CRDs and MetalLB's roles, then starts MetalLB's controller and one speaker per node, and
 // returns when each has read its configuration and found it valid. The nodes' objects must exist. MetalLB runs as with its chart's
-// frrk8s.enabled=false, frrk8s.external=true and frrk8s.namespace=metallb-system, without webhooks and without memberlist. It reads the
+// frrk8s.enabled=false, frrk8s.external=true and frrk8s.namespace=metallb-system, unless the options have another type, without webhooks
+// and without memberlist. It reads the
 // modules' folders from the module cache, into which it downloads them where they are missing.
 func (c *ControlPlane) StartMetalLB(ctx context.Context, nodes []NodeProcess) error {
 	begin := time.Now()
@@ -185,7 +186,7 @@ func (c *ControlPlane) launchMetalLB(ctx context.Context, binary, name, account,
 		Name:  name,
 		Netns: namespace,
 		Dir:   c.options.Dir,
-		Env:   []string{"KUBECONFIG=" + kubeconfig, "METALLB_BGP_TYPE=frr-k8s"},
+		Env:   []string{"KUBECONFIG=" + kubeconfig, "METALLB_BGP_TYPE=" + cmp.Or(c.options.MetalLBBGPType, "frr-k8s")},
 		Args: append([]string{
 			"--namespace=" + MetalLBNamespace,
 			"--port=" + strconv.Itoa(ports[0]),

@@ -34,6 +34,8 @@ type Options struct {
 	// MetalLBLogLevel is the log level of MetalLB's programs: debug where it is empty. With debug a speaker writes its whole configuration
 	// into its log for every service that it looks at, which is most of its work where there are many.
 	MetalLBLogLevel string
+	// MetalLBBGPType is METALLB_BGP_TYPE of MetalLB's programs: frr-k8s where it is empty.
+	MetalLBBGPType string
 }
 
 const defaultAPIPort = 6443
