@@ -47,7 +47,7 @@ func (c *Controller) Loops() []Loop {
 		},
 		{
 			Name: advertisementLoop, Sync: c.SyncAdvertisements, Relevant: c.changesAdvertisements, Wake: c.adsWake,
-			Watched: append([]client.Object{&corev1.Service{}}, c.metallbWatched()...),
+			Watched: append([]client.Object{&corev1.Service{}}, c.MetalLB.Kinds()...),
 		},
 		{
 			Name: statusLoop, Sync: c.SyncStatus, Wake: c.statusWake, Relevant: always,

@@ -29,21 +29,21 @@ type MetalLB struct {
 	BGPStatuses, L2Statuses, ConfigurationStates bool
 }
 
-// metallbWatched are the kinds of MetalLB whose changes call for the advertisement loop.
-func (c *Controller) metallbWatched() []client.Object {
-	watched := []client.Object{
+// Kinds are those of MetalLB that the controller reads, as far as they are installed: their changes call for the advertisement loop.
+func (m MetalLB) Kinds() []client.Object {
+	kinds := []client.Object{
 		&advertisement.BGPAdvertisement{}, &metallbv1beta1.IPAddressPool{}, &metallbv1beta1.L2Advertisement{}, &metallbv1beta2.BGPPeer{},
 	}
-	if c.MetalLB.BGPStatuses {
-		watched = append(watched, &metallbv1beta1.ServiceBGPStatus{})
+	if m.BGPStatuses {
+		kinds = append(kinds, &metallbv1beta1.ServiceBGPStatus{})
 	}
-	if c.MetalLB.L2Statuses {
-		watched = append(watched, &metallbv1beta1.ServiceL2Status{})
+	if m.L2Statuses {
+		kinds = append(kinds, &metallbv1beta1.ServiceL2Status{})
 	}
-	if c.MetalLB.ConfigurationStates {
-		watched = append(watched, &metallbv1beta1.ConfigurationState{})
+	if m.ConfigurationStates {
+		kinds = append(kinds, &metallbv1beta1.ConfigurationState{})
 	}
-	return watched
+	return kinds
 }
 
 // seen is what the advertisement loop reads: the plan's view, and the objects behind it.

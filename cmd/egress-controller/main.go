@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/go-kit/log/level"
-	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
-	metallbv1beta2 "go.universe.tf/metallb/api/v1beta2"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -106,6 +104,17 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	reader, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return fmt.Errorf("client: %w", err)
+	}
+	installed, err := readDefinitions(ctx, reader)
+	if err != nil {
+		return err
+	}
+	metallb := installed.metallb
+	// Where the speakers announce, what MetalLB means to announce is of no use: one object per service and node.
+	metallb.BGPStatuses = metallb.BGPStatuses && !guarded
 	mgr, err := manager.New(config, manager.Options{
 		Scheme:                        scheme,
 		Logger:                        program.Logr(logger),
@@ -120,22 +129,15 @@ func run(ctx context.Context, o options) error {
 		Client: client.Options{Cache: &client.CacheOptions{EnableReadYourWritesConsistency: new(true)}},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject:         cached(o.MetalLBNamespace),
+			ByObject:         cached(o.MetalLBNamespace, metallb),
 		},
 	})
 	if err != nil {
 		return fmt.Errorf("manager: %w", err)
 	}
-	installed, err := readDefinitions(ctx, mgr.GetAPIReader())
-	if err != nil {
+	if err := mgr.Add(&follower{reader: reader, began: installed, logger: logger}); err != nil {
 		return err
 	}
-	if err := mgr.Add(&follower{reader: mgr.GetAPIReader(), began: installed, logger: logger}); err != nil {
-		return err
-	}
-	metallb := installed.metallb
-	// Where the speakers announce, what MetalLB means to announce is of no use: one object per service and node.
-	metallb.BGPStatuses = metallb.BGPStatuses && !guarded
 	measured := metrics.New(o.perService)
 	if err := measured.Register(ctrlmetrics.Registry); err != nil {
 		return fmt.Errorf("metrics: %w", err)
@@ -162,8 +164,8 @@ func run(ctx context.Context, o options) error {
 	return mgr.Start(ctx)
 }
 
-// cached says what to keep of each kind in memory: of MetalLB's those of its namespace.
-func cached(metallbNamespace string) map[client.Object]cache.ByObject {
+// cached says what to keep of each kind in memory: of MetalLB's those of its namespace. Kinds that are not installed must not be named.
+func cached(metallbNamespace string, metallb controllerext.MetalLB) map[client.Object]cache.ByObject {
 	there := map[string]cache.Config{metallbNamespace: {}}
 	kinds := map[client.Object]cache.ByObject{
 		&coordinationv1.Lease{}:      {Namespaces: there, Label: labels.SelectorFromSet(labels.Set{v1alpha1.SpeakerLeaseLabel: ""})},
@@ -172,10 +174,7 @@ func cached(metallbNamespace string) map[client.Object]cache.ByObject {
 		&corev1.Service{}:            {Transform: trimService},
 		&discoveryv1.EndpointSlice{}: {Transform: trimEndpointSlice},
 	}
-	for _, kind := range []client.Object{
-		&advertisement.BGPAdvertisement{}, &metallbv1beta1.IPAddressPool{}, &metallbv1beta1.L2Advertisement{}, &metallbv1beta2.BGPPeer{},
-		&metallbv1beta1.ServiceBGPStatus{}, &metallbv1beta1.ServiceL2Status{}, &metallbv1beta1.ConfigurationState{},
-	} {
+	for _, kind := range metallb.Kinds() {
 		kinds[kind] = cache.ByObject{Namespaces: there}
 	}
 	return kinds

@@ -61,7 +61,7 @@ func TestCost(t *testing.T) {
 	if !*cost {
 		t.Skip("only with -cost")
 	}
-	requireTools(t)
+	requireTools(t, frrK8s)
 	rows, err := costRows(*costRowTexts, *costServices)
 	must(t, err)
 	w, err := startWorld(t.Context(), frrK8s, 4)

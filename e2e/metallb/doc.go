@@ -4,9 +4,11 @@
 // BGPAdvertisements, labels and Services, on which this project's own advertisements are built, and what it makes of those that
 // egress-controller writes.
 //
-// A control plane, MetalLB's controller and one MetalLB speaker for each of three Nodes run for all tests, in a network namespace of
-// their own. The speakers run in frr-k8s external mode: what each would have its node announce is in an FRRConfiguration, so that no BGP
-// session is needed. There is no frr-k8s, no kubelet, and no dataplane: the Nodes' egress-speakers are fakes of package speakers.
+// A world is a control plane, MetalLB's controller and one MetalLB speaker for each of three Nodes, in a network namespace of its own; tests
+// share it. Most are about speakers in frr-k8s external mode: what each would have its node announce is in an FRRConfiguration, so that no
+// BGP session is needed. Some run in native mode too, where each speaker has a namespace and sessions with two FRR routers, which say what
+// they have learned; and one has MetalLB v0.15. There is no frr-k8s, no kubelet, and no dataplane: the Nodes' egress-speakers are fakes of
+// package speakers.
 //
 // A scenario enters the world, which is empty then, makes objects, waits until MetalLB has worked through all of them (settled), and says
 // who has to offer a Service's address (announces, reports). A recorder sees every moment between two states. MetalLB's speakers write

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,8 @@ import (
 	metallbv1beta1 "go.universe.tf/metallb/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/metallb-egress/metallb-egress/e2e/lab/controlplane"
 )
 
 // offers are who has to announce something: by node, a text for each peer, such as "tor1" or "tor1 localPref=200 64512:1".
@@ -218,6 +221,11 @@ func (w *world) situation() string {
 	fmt.Fprintf(&text, "offered (%v):\n", err)
 	for prefix, nodes := range all {
 		fmt.Fprintf(&text, "  %s %v\n", prefix, nodes)
+	}
+	for _, name := range []string{controlplane.MetalLBControllerProcess(), controlplane.MetalLBSpeakerProcess("n1")} {
+		if log, err := os.ReadFile(w.processes.LogPath(name)); err == nil {
+			fmt.Fprintf(&text, "%s said at last:\n%s\n", name, log[max(0, len(log)-2000):])
+		}
 	}
 	states := &metallbv1beta1.ConfigurationStateList{}
 	err = w.client.List(ctx, states)

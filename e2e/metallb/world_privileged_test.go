@@ -48,7 +48,7 @@ const (
 // controlAddress is where the API server listens.
 var controlAddress = netip.MustParseAddr("10.250.0.1")
 
-// backend is how MetalLB's speakers announce: METALLB_BGP_TYPE.
+// backend is how MetalLB's speakers announce, and which MetalLB it is.
 type backend string
 
 const (
@@ -56,7 +56,25 @@ const (
 	frrK8s backend = "frr-k8s"
 	// native has sessions with two FRR routers.
 	native backend = "native"
+	// before016 is frrK8s of MetalLB v0.15, which has no serviceSelectors.
+	before016 backend = "frr-k8s-0.15"
 )
+
+// bgpType is METALLB_BGP_TYPE.
+func (b backend) bgpType() string {
+	if b == before016 {
+		return string(frrK8s)
+	}
+	return string(b)
+}
+
+// metallb is the folder of hack/tools whose MetalLB it is.
+func (b backend) metallb() string {
+	if b == before016 {
+		return cache.OldMetalLB
+	}
+	return cache.MetalLB
+}
 
 // world is a cluster: a control plane and stock MetalLB.
 type world struct {
@@ -116,7 +134,7 @@ func theWorld(b backend) (*world, error) {
 // enter returns the world of a back end, emptied, for this test alone.
 func enter(t *testing.T, b backend) *world {
 	t.Helper()
-	requireTools(t)
+	requireTools(t, b)
 	begin := time.Now()
 	w, err := theWorld(b)
 	if err != nil {
@@ -135,7 +153,7 @@ func enter(t *testing.T, b backend) *world {
 }
 
 // requireTools skips the test where something is missing, or fails it in CI.
-func requireTools(t *testing.T) {
+func requireTools(t *testing.T, b backend) {
 	t.Helper()
 	missing := func(err error) {
 		if os.Getenv("CI") == "true" {
@@ -155,7 +173,7 @@ func requireTools(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "metallb-controller", "metallb-speaker"} {
+	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", b.metallb() + "-controller", b.metallb() + "-speaker"} {
 		if _, err := cache.Binary(root, name); err != nil {
 			missing(err)
 		}
@@ -201,7 +219,7 @@ func startWorld(ctx context.Context, b backend, nodes int) (_ *world, err error)
 		Binaries:        func(name string) (string, error) { return cache.Binary(w.root, name) },
 		ServiceCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		CRDs:            []fs.FS{own},
-		MetalLBLogLevel: "info", MetalLBBGPType: string(b),
+		MetalLBLogLevel: "info", MetalLB: b.metallb(), MetalLBBGPType: b.bgpType(),
 	}, w.processes, func(string, ...any) {})
 	if err != nil {
 		return nil, err
@@ -266,6 +284,11 @@ func (w *world) furnish(ctx context.Context, nodes int) error {
 		newPool(pool, "192.0.2.0/24"),
 		newPool(canary, canaryPrefix.String()),
 		newAdvertisement(canary, canaryAdvertisement("0")),
+	}
+	if w.backend == before016 {
+		if err := w.mendNumbers(ctx); err != nil {
+			return err
+		}
 	}
 	if w.backend != native {
 		objects = append(objects, newPool(pool6, "2001:db8::/64"))

@@ -182,12 +182,14 @@ func TestSelections(t *testing.T) {
 	}
 	want := map[string][]string{
 		"lab":        {cache.Kubernetes, cache.MetalLB, "debian"},
-		"test":       {cache.Kubernetes, cache.MetalLB, "debian"},
-		"all":        {cache.Generate, cache.Kubernetes, cache.MetalLB, cache.Lint, "debian"},
+		"test":       {cache.Kubernetes, cache.MetalLB, cache.OldMetalLB, "debian"},
+		"all":        {cache.Generate, cache.Kubernetes, cache.MetalLB, cache.OldMetalLB, cache.Lint, "debian"},
 		"generate":   {cache.Generate},
 		"kubernetes": {cache.Kubernetes},
 		"metallb":    {cache.MetalLB},
-		"lint":       {cache.Lint},
+
+		"metallb-0.15": {cache.OldMetalLB},
+		"lint":         {cache.Lint},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("selections (-want +got):\n%s", diff)

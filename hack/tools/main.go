@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -17,7 +18,7 @@ import (
 	"github.com/metallb-egress/metallb-egress/hack/tools/cache"
 )
 
-const usage = `usage: go run ./hack/tools lab|test|lint|generate|all|kubernetes|metallb
+const usage = `usage: go run ./hack/tools lab|test|lint|generate|all|kubernetes|metallb|metallb-0.15
        go run ./hack/tools path [lab|GROUP]
        go run ./hack/tools list
 `
@@ -82,7 +83,7 @@ func selections() map[string]selection {
 	labAndTest := append(labFiles(), testFiles()...)
 	all := map[string]selection{
 		"lab":  {files: labFiles(), groups: lab},
-		"test": {files: labAndTest, groups: lab},
+		"test": {files: labAndTest, groups: append(slices.Clone(lab), cache.OldMetalLB)},
 		"all":  {files: labAndTest},
 	}
 	for _, group := range cache.Groups() {

@@ -94,7 +94,7 @@ func (c *ControlPlane) StartMetalLBSpeaker(ctx context.Context, node NodeProcess
 
 // installMetalLB applies everything of MetalLB's that is not a workload.
 func (c *ControlPlane) installMetalLB(ctx context.Context) error {
-	dirs, err := moduleDirs(ctx, filepath.Join(c.options.RepoRoot, "hack", "tools", "metallb"), metallbModule, frrK8sModule)
+	dirs, err := moduleDirs(ctx, filepath.Join(c.options.RepoRoot, "hack", "tools", c.options.metallb()), metallbModule, frrK8sModule)
 	if err != nil {
 		return err
 	}
@@ -158,15 +158,18 @@ func (c *ControlPlane) launchMetalLBController(ctx context.Context) error {
 	if err := c.prepareMetalLBPod(ctx, controllerPod, "controller", ""); err != nil {
 		return err
 	}
-	return c.launchMetalLB(ctx, "metallb-controller", metallbControllerProcess, "controller", c.options.Netns,
-		"--pod-name="+controllerPod, "--webhook-mode=disabled")
+	arguments := []string{"--webhook-mode=disabled"}
+	if !c.options.oldMetalLB() {
+		arguments = append(arguments, "--pod-name="+controllerPod)
+	}
+	return c.launchMetalLB(ctx, c.options.metallb()+"-controller", metallbControllerProcess, "controller", c.options.Netns, arguments...)
 }
 
 func (c *ControlPlane) launchMetalLBSpeaker(ctx context.Context, node NodeProcess) error {
 	if err := c.prepareMetalLBPod(ctx, speakerPod(node.Name), "speaker", node.Name); err != nil {
 		return err
 	}
-	return c.launchMetalLB(ctx, "metallb-speaker", MetalLBSpeakerProcess(node.Name), "speaker", node.Netns,
+	return c.launchMetalLB(ctx, c.options.metallb()+"-speaker", MetalLBSpeakerProcess(node.Name), "speaker", node.Netns,
 		"--pod-name="+speakerPod(node.Name), "--node-name="+node.Name, "--frrk8s-namespace="+MetalLBNamespace)
 }
 
@@ -182,6 +185,9 @@ func (c *ControlPlane) launchMetalLB(ctx context.Context, binary, name, account,
 	if err != nil {
 		return err
 	}
+	if !c.options.oldMetalLB() {
+		arguments = append(arguments, "--health-probe-port="+strconv.Itoa(ports[1]))
+	}
 	return c.start(ctx, process.Spec{
 		Name:  name,
 		Netns: namespace,
@@ -190,7 +196,6 @@ func (c *ControlPlane) launchMetalLB(ctx context.Context, binary, name, account,
 		Args: append([]string{
 			"--namespace=" + MetalLBNamespace,
 			"--port=" + strconv.Itoa(ports[0]),
-			"--health-probe-port=" + strconv.Itoa(ports[1]),
 			"--log-level=" + cmp.Or(c.options.MetalLBLogLevel, "debug"),
 		}, arguments...),
 	}, binary)
@@ -199,11 +204,13 @@ func (c *ControlPlane) launchMetalLB(ctx context.Context, binary, name, account,
 // prepareMetalLBPod makes the Pod object that MetalLB's programs look up to own what they write, unless it is there, and removes what
 // the program said of its configuration when it ran before.
 func (c *ControlPlane) prepareMetalLBPod(ctx context.Context, name, component, node string) error {
-	state := configurationState()
-	state.SetNamespace(MetalLBNamespace)
-	state.SetName(name)
-	if err := c.client.Delete(ctx, state); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("delete ConfigurationState %s: %w", name, err)
+	if !c.options.oldMetalLB() {
+		state := configurationState()
+		state.SetNamespace(MetalLBNamespace)
+		state.SetName(name)
+		if err := c.client.Delete(ctx, state); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete ConfigurationState %s: %w", name, err)
+		}
 	}
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: MetalLBNamespace, Name: name, Labels: map[string]string{"app": "metallb", "component": component}},
@@ -223,8 +230,11 @@ func configurationState() *unstructured.Unstructured {
 }
 
 // waitMetalLB waits until one of MetalLB's programs says that its configuration is valid: ConfigurationState, named after the pod
-// (MetalLB's internal/k8s, since v0.16).
+// (MetalLB's internal/k8s, since v0.16; before that there is nothing to wait for).
 func (c *ControlPlane) waitMetalLB(ctx context.Context, pod, processName string) error {
+	if c.options.oldMetalLB() {
+		return nil
+	}
 	key := types.NamespacedName{Namespace: MetalLBNamespace, Name: pod}
 	return poll(ctx, metallbTimeout, "ConfigurationState "+key.String(), func(ctx context.Context) error {
 		object := configurationState()

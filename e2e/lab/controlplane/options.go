@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,6 +35,8 @@ type Options struct {
 	// MetalLBLogLevel is the log level of MetalLB's programs: debug where it is empty. With debug a speaker writes its whole configuration
 	// into its log for every service that it looks at, which is most of its work where there are many.
 	MetalLBLogLevel string
+	// MetalLB is the folder below hack/tools whose go.mod says which MetalLB: metallb where it is empty, or metallb-0.15.
+	MetalLB string
 	// MetalLBBGPType is METALLB_BGP_TYPE of MetalLB's programs: frr-k8s where it is empty.
 	MetalLBBGPType string
 }
@@ -91,3 +94,8 @@ func joinPrefixes(prefixes []netip.Prefix) string {
 	}
 	return strings.Join(texts, ",")
 }
+
+func (o Options) metallb() string { return cmp.Or(o.MetalLB, "metallb") }
+
+// oldMetalLB is true before v0.16.
+func (o Options) oldMetalLB() bool { return o.MetalLB == "metallb-0.15" }

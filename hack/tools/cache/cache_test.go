@@ -25,8 +25,10 @@ func checkout(t *testing.T) string {
 		"etcd":       "require go.etcd.io/etcd/server/v3 v3.7.3 // indirect\n",
 		"kubernetes": "require (\n\tk8s.io/kubernetes/other v1.0.0\n\tk8s.io/kubernetes v1.37.2 // indirect\n)\n",
 		"metallb":    "require go.universe.tf/metallb v0.16.1\n",
-		"lint":       "require github.com/golangci/golangci-lint/v2 v2.15.0\n",
-		"generate":   "require sigs.k8s.io/controller-tools v0.23.0\n",
+
+		"metallb-0.15": "require go.universe.tf/metallb v0.15.2\n",
+		"lint":         "require github.com/golangci/golangci-lint/v2 v2.15.0\n",
+		"generate":     "require sigs.k8s.io/controller-tools v0.23.0\n",
 	}
 	for module, require := range versions {
 		dir := filepath.Join(root, "hack", "tools", module)
@@ -121,7 +123,7 @@ func TestBuildFlagsStampTheVersion(t *testing.T) {
 		" -X k8s.io/client-go/pkg/version.gitMajor=1 -X k8s.io/client-go/pkg/version.gitMinor=37"
 	want := map[string]string{
 		"controller-gen": plain, "golangci-lint": plain, "etcd": plain,
-		"metallb-controller": plain, "metallb-speaker": plain,
+		"metallb-controller": plain, "metallb-speaker": plain, "metallb-0.15-controller": plain, "metallb-0.15-speaker": plain,
 		"kube-apiserver": stamped, "kube-controller-manager": stamped, "kube-proxy": stamped, "kubectl": stamped,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

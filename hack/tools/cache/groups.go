@@ -15,6 +15,7 @@ import (
 const (
 	Kubernetes = "kubernetes"
 	MetalLB    = "metallb"
+	OldMetalLB = "metallb-0.15"
 	Lint       = "lint"
 	Generate   = "generate"
 )
@@ -49,9 +50,9 @@ func Groups() []Group {
 			Origin: "k8s.io/kubernetes", Stamped: stamped,
 		}
 	}
-	metallb := func(name string) Program {
+	metallb := func(module, name string) Program {
 		return Program{
-			Name: "metallb-" + name, Module: "metallb", Package: "go.universe.tf/metallb/" + name,
+			Name: module + "-" + name, Module: module, Package: "go.universe.tf/metallb/" + name,
 			Origin: "go.universe.tf/metallb",
 		}
 	}
@@ -70,7 +71,9 @@ func Groups() []Group {
 			kubernetes("kube-proxy"),
 			kubernetes("kubectl"),
 		}},
-		{Name: MetalLB, Programs: []Program{metallb("controller"), metallb("speaker")}},
+		{Name: MetalLB, Programs: []Program{metallb(MetalLB, "controller"), metallb(MetalLB, "speaker")}},
+		// The last one without serviceSelectors.
+		{Name: OldMetalLB, Programs: []Program{metallb(OldMetalLB, "controller"), metallb(OldMetalLB, "speaker")}},
 		{Name: Lint, Programs: []Program{{
 			Name: "golangci-lint", Module: "lint", Package: "github.com/golangci/golangci-lint/v2/cmd/golangci-lint",
 			Origin: "github.com/golangci/golangci-lint/v2",
