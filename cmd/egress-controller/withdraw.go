@@ -21,16 +21,27 @@ const withdrawLook, withdrawTell = 500 * time.Millisecond, 10 * time.Second
 func withdraw(ctx context.Context, mgr manager.Manager, controller *controllerext.Controller, logger log.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	left := "everything: another controller leads"
+	// Nothing is withdrawn as long as nobody could look.
+	left := "everything: another controller leads, or the API server does not answer"
 	err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		ticker := time.NewTicker(withdrawLook)
 		defer ticker.Stop()
+		clean := 0
 		for told := (time.Time{}); ; {
-			var err error
-			if left, err = controller.Left(ctx); err == nil && left == "" {
+			now, err := controller.Left(ctx)
+			clean++
+			if err != nil || now != "" {
+				clean = 0
+			}
+			// What another controller wrote at last may come a moment later.
+			if clean == 2 {
+				left = ""
 				level.Info(logger).Log("event", "withdrawn", "msg", "nothing is left of what controllers have made")
 				cancel()
 				return nil
+			}
+			if now != "" {
+				left = now
 			}
 			if time.Since(told) >= withdrawTell {
 				level.Info(logger).Log("event", "withdrawing", "msg", "something is left", "left", left, "error", err)
