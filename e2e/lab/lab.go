@@ -83,7 +83,7 @@ func Up(ctx context.Context, o Options) (l *Lab, err error) {
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := o.lock(ctx)
+	unlock, err := lock(ctx, o.Prefix, o.dir()+".lock")
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func Down(ctx context.Context, o Options) error {
 	if _, err := os.Stat(stateDir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	unlock, err := o.lock(ctx)
+	unlock, err := lock(ctx, o.Prefix, o.dir()+".lock")
 	if err != nil {
 		return err
 	}
@@ -175,8 +175,8 @@ const lockWait = 5 * time.Second
 
 // lock keeps two commands from building or removing the same lab at once. The kernel gives it
 // back when the process ends, however it does.
-func (o Options) lock(ctx context.Context) (unlock func(), err error) {
-	file, err := os.OpenFile(o.dir()+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+func lock(ctx context.Context, lab, path string) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -190,9 +190,9 @@ func (o Options) lock(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		_ = file.Close()
 		if wait.Interrupted(err) {
-			return nil, fmt.Errorf("lab %s is being built or removed by another command: %w", o.Prefix, err)
+			return nil, fmt.Errorf("lab %s is being built or removed by another command: %w", lab, err)
 		}
-		return nil, fmt.Errorf("lock lab %s: %w", o.Prefix, err)
+		return nil, fmt.Errorf("lock lab %s: %w", lab, err)
 	}
 	return func() { _ = file.Close() }, nil
 }

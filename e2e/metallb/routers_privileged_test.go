@@ -13,13 +13,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/metallb-egress/metallb-egress/e2e/lab/process"
+	"github.com/metallb-egress/metallb-egress/e2e/lab/topology"
 )
 
 // routers are what MetalLB's speakers of a native world have sessions with: two of FRR's bgpd, tor1 and tor2, both on the bridge that
@@ -86,18 +86,6 @@ func (w *world) startRouters(ctx context.Context, nodes int) error {
 
 func (r *routers) start(ctx context.Context, netns, name, address string) error {
 	folder := filepath.Join(r.dir, name)
-	owner, err := user.Lookup("frr")
-	if err != nil {
-		return err
-	}
-	uid, err := strconv.Atoi(owner.Uid)
-	if err != nil {
-		return err
-	}
-	gid, err := strconv.Atoi(owner.Gid)
-	if err != nil {
-		return err
-	}
 	config := fmt.Sprintf(`router bgp %[1]d
  bgp router-id %[2]s
  timers bgp 1 3
@@ -106,12 +94,10 @@ func (r *routers) start(ctx context.Context, netns, name, address string) error 
  neighbor NODES passive
  bgp listen range %[3]s peer-group NODES
 `, speakersASN, address, underlay)
-	err = errors.Join(os.Mkdir(folder, 0o755), os.WriteFile(filepath.Join(folder, "bgpd.conf"), []byte(config), 0o644),
-		os.WriteFile(filepath.Join(folder, "vtysh.conf"), nil, 0o644), os.Chown(folder, uid, gid))
-	if err != nil {
+	if err := topology.FRRFolder(folder, map[string]string{"bgpd.conf": config, "vtysh.conf": ""}); err != nil {
 		return err
 	}
-	err = r.processes.Start(ctx, process.Spec{
+	err := r.processes.Start(ctx, process.Spec{
 		Name: name, Netns: netns, Path: bgpdProgram,
 		Args: []string{"-u", "frr", "-g", "frr", "-Z", "-l", address, "-f", filepath.Join(folder, "bgpd.conf"),
 			"-i", filepath.Join(folder, "bgpd.pid"), "--vty_socket", folder, "-P", "0"},

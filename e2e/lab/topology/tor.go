@@ -46,7 +46,8 @@ router bgp %d
 // startRouter starts FRR in the ToR's namespace. zebra puts the routes that bgpd learns into the kernel's table.
 func startRouter(ctx context.Context, o Options, procs *process.Set) error {
 	folder := o.routerFolder()
-	if err := routerFiles(folder); err != nil {
+	files := map[string]string{"zebra.conf": "hostname tor\nlog stdout informational\n", "bgpd.conf": bgpdConfig(), "vtysh.conf": ""}
+	if err := FRRFolder(folder, files); err != nil {
 		return fmt.Errorf("tor: %w", err)
 	}
 	common := []string{"-u", "frr", "-g", "frr", "-z", filepath.Join(folder, "zserv.api"), "--vty_socket", folder, "-P", "0"}
@@ -72,8 +73,9 @@ func startRouter(ctx context.Context, o Options, procs *process.Set) error {
 	return nil
 }
 
-// routerFiles makes FRR's folder. FRR gives up root and then refuses to work in a folder that is not its user's.
-func routerFiles(folder string) error {
+// FRRFolder makes a folder for FRR's daemons, with files by name. FRR gives up root and then refuses to work in a folder that is not its
+// user's.
+func FRRFolder(folder string, files map[string]string) error {
 	owner, err := user.Lookup("frr")
 	if err != nil {
 		return err
@@ -88,11 +90,6 @@ func routerFiles(folder string) error {
 	}
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
-	}
-	files := map[string]string{
-		"zebra.conf": "hostname tor\nlog stdout informational\n",
-		"bgpd.conf":  bgpdConfig(),
-		"vtysh.conf": "",
 	}
 	for name, content := range files {
 		path := filepath.Join(folder, name)

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -77,9 +76,6 @@ func (t *Topology) kernelHops(ctx context.Context, prefix netip.Prefix) ([]strin
 func (l lab) announce(t *testing.T, n Node, prefix netip.Prefix) {
 	t.Helper()
 	folder := filepath.Join(l.options.routerFolder(), n.Name)
-	if err := routerFiles(folder); err != nil {
-		t.Fatal(err)
-	}
 	config := filepath.Join(folder, "bgpd.conf")
 	content := fmt.Sprintf(`router bgp %d
  bgp router-id %s
@@ -90,7 +86,7 @@ func (l lab) announce(t *testing.T, n Node, prefix netip.Prefix) {
  address-family ipv4 unicast
   network %s
 `, NodeASN, n.Address, RouterAddress, RouterASN, RouterAddress, prefix)
-	if err := os.WriteFile(config, []byte(content), 0o640); err != nil {
+	if err := FRRFolder(folder, map[string]string{"bgpd.conf": content}); err != nil {
 		t.Fatal(err)
 	}
 	spec := process.Spec{Name: "speaker-" + n.Name, Netns: n.Netns, Path: filepath.Join(frrPrograms, "bgpd"),
