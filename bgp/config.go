@@ -31,7 +31,7 @@ type Neighbor struct {
 	Address netip.Addr
 	// Port is the peer's TCP port, never 0.
 	Port uint16
-	// ASN is the peer's AS number, never 0.
+	// ASN is the peer's AS number; 0 stands for any but the router's own.
 	ASN uint32
 	// LocalASN replaces the router's ASN on this session, alone in the AS path; 0 when unset.
 	LocalASN uint32
@@ -43,11 +43,23 @@ type Neighbor struct {
 	EBGPMultiHop bool
 	// GracefulRestart negotiates RFC 4724 for every family of the session.
 	GracefulRestart bool
+	// BFD watches the session's path; the zero BFD doesn't.
+	BFD BFD
 	// Password is the TCP MD5 key (RFC 2385), empty for none. It is never logged.
 	Password string
 	// Families are those the session negotiates.
 	Families Families
 	Routes   []Route
+}
+
+// BFD are the parameters of an asynchronous single-hop session (RFC 5880, RFC 5881). All of them are
+// above 0, or all 0.
+type BFD struct {
+	// ReceiveInterval and TransmitInterval are the smallest that this end can take and wants to
+	// send at.
+	ReceiveInterval, TransmitInterval time.Duration
+	// Multiplier is how many packets in a row have to be missing for the path to be down.
+	Multiplier uint8
 }
 
 // Families says which unicast address families a session carries.
@@ -71,6 +83,9 @@ type Route struct {
 	LocalPref        *uint32
 	Communities      []Community
 	LargeCommunities []LargeCommunity
+	// Prepend is how often the session's AS number is in the AS path beside the once that every
+	// external peer sees.
+	Prepend uint8
 	// NextHop is the zero Addr for the session's own local address.
 	NextHop netip.Addr
 }

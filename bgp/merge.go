@@ -65,6 +65,8 @@ type merger struct {
 	secret   func(string) (string, error)
 	routers  map[string]*routerMerge // by VRF
 	problems []Problem
+	// neighbors counts those of all routers.
+	neighbors int
 }
 
 // routerMerge is what the objects so far say about one VRF.
@@ -73,6 +75,16 @@ type routerMerge struct {
 	id        netip.Addr
 	object    string // that set asn
 	neighbors map[netip.Addr]*neighborMerge
+}
+
+// maxNeighbors bounds what one node's FRRConfigurations can ask for: every session has its
+// goroutines and buffers.
+const maxNeighbors = 512
+
+// source is one FRRConfiguration while it is read.
+type source struct {
+	reporter
+	profiles map[string]*frrk8sv1beta1.BFDProfile
 }
 
 // byAge orders objects from the oldest to the youngest.
@@ -104,12 +116,17 @@ func (m *merger) addObject(object *frrk8sv1beta1.FRRConfiguration) {
 	if object.Spec.Raw.Config != "" {
 		report.problem("raw is not supported: it is FRR's own syntax, and no FRR runs here; ignored")
 	}
+	from := source{reporter: report, profiles: map[string]*frrk8sv1beta1.BFDProfile{}}
+	for i := range object.Spec.BGP.BFDProfiles {
+		profile := &object.Spec.BGP.BFDProfiles[i]
+		from.profiles[profile.Name] = profile
+	}
 	for i := range object.Spec.BGP.Routers {
-		m.addRouter(report, &object.Spec.BGP.Routers[i])
+		m.addRouter(from, &object.Spec.BGP.Routers[i])
 	}
 }
 
-func (m *merger) addRouter(report reporter, router *frrk8sv1beta1.Router) {
+func (m *merger) addRouter(report source, router *frrk8sv1beta1.Router) {
 	if router.ASN == 0 {
 		report.problem("router of VRF %q: AS number 0 is not valid, the router is refused", router.VRF)
 		return
@@ -144,23 +161,28 @@ func (m *merger) addRouter(report reporter, router *frrk8sv1beta1.Router) {
 	} else if id.IsValid() && id != into.id {
 		report.problem("router of VRF %q: id %s contradicts %s of an older object, ignored", router.VRF, id, into.id)
 	}
-	prefixes := parsePrefixes(report, "prefixes", router.Prefixes)
+	prefixes := parsePrefixes(report.reporter, "prefixes", router.Prefixes)
 	for i := range router.Neighbors {
 		m.addNeighbor(report, into, prefixes, &router.Neighbors[i])
 	}
 }
 
-func (m *merger) addNeighbor(report reporter, router *routerMerge, prefixes map[netip.Prefix]bool, neighbor *frrk8sv1beta1.Neighbor) {
+func (m *merger) addNeighbor(report source, router *routerMerge, prefixes map[netip.Prefix]bool, neighbor *frrk8sv1beta1.Neighbor) {
 	report.neighbor = cmp.Or(neighbor.Address, neighbor.Interface)
 	next, ok := m.convert(report, router.asn, neighbor)
 	if !ok {
 		return
 	}
-	next.advertise(report, prefixes, &neighbor.ToAdvertise)
+	next.advertise(report.reporter, prefixes, &neighbor.ToAdvertise)
 	if older := router.neighbors[next.Address]; older != nil {
-		older.join(report, next)
+		older.join(report.reporter, next)
 		return
 	}
+	if m.neighbors == maxNeighbors {
+		report.problem("the node has %d neighbors already, the neighbor is refused", maxNeighbors)
+		return
+	}
+	m.neighbors++
 	router.neighbors[next.Address] = next
 }
 
@@ -168,6 +190,7 @@ func (m *merger) addNeighbor(report reporter, router *routerMerge, prefixes map[
 // and is left out.
 func (m *merger) config() Config {
 	var config Config
+	bfdVRF, bfd := "", false
 	for _, vrf := range slices.Sorted(maps.Keys(m.routers)) {
 		merged := m.routers[vrf]
 		router := Router{VRF: vrf, ASN: merged.asn, ID: merged.id}
@@ -175,7 +198,17 @@ func (m *merger) config() Config {
 			router.ID = m.node.routerID()
 		}
 		for _, address := range slices.SortedFunc(maps.Keys(merged.neighbors), netip.Addr.Compare) {
-			router.Neighbors = append(router.Neighbors, m.finish(merged.neighbors[address]))
+			neighbor := m.finish(merged.neighbors[address])
+			if neighbor.BFD != (BFD{}) {
+				if !bfd {
+					bfdVRF, bfd = vrf, true
+				}
+				if bfdVRF != vrf {
+					merged.neighbors[address].report.problem("bfdProfile: BFD runs in one VRF of a node, here in %q; the session runs without BFD", bfdVRF)
+					neighbor.BFD = BFD{}
+				}
+			}
+			router.Neighbors = append(router.Neighbors, neighbor)
 		}
 		if len(router.Neighbors) > 0 {
 			config.Routers = append(config.Routers, router)

@@ -70,6 +70,20 @@ spec:
 ` + indent(extra, 8)
 }
 
+// bfdPeering is an object with BFD profiles and one neighbor that names the profile p.
+func bfdPeering(name, vrf, address, profiles string) string {
+	text := peering(name, "", "asn: 64512\nbfdProfile: p\n")
+	if address != "" {
+		text = strings.ReplaceAll(text, "192.0.2.1\n", address+"\n")
+	}
+	text = strings.ReplaceAll(text, "  bgp:\n", "  bgp:\n    bfdProfiles: ["+profiles+"]\n")
+	return strings.ReplaceAll(text, "- asn: 64513\n", "- asn: 64513\n      vrf: \""+vrf+"\"\n")
+}
+
+func at(address string) func(*Neighbor) {
+	return func(n *Neighbor) { n.Address = netip.MustParseAddr(address) }
+}
+
 func indent(text string, by int) string {
 	var out strings.Builder
 	for line := range strings.Lines(text) {
@@ -89,7 +103,7 @@ spec:
   bgp:
     bfdProfiles:
     - {name: echo, echoMode: true, receiveInterval: 50}
-    - {name: plain, passiveMode: true}
+    - {name: plain, receiveInterval: 100, transmitInterval: 200, detectMultiplier: 5, echoInterval: 50, minimumTtl: 254, echoMode: false}
     routers:
     - asn: 64513
       prefixes: [203.0.113.5/32, 203.0.113.6/32, 2001:db8::5/128]
@@ -101,6 +115,7 @@ spec:
         keepaliveTime: 30s
         passwordSecret: {name: tor-password, namespace: metallb-system}
         enableGracefulRestart: true
+        bfdProfile: plain
         toAdvertise:
           allowed: {prefixes: [203.0.113.5/32, 203.0.113.6/32], mode: filtered}
           withLocalPref: [{localPref: 200, prefixes: [203.0.113.5/32]}]
@@ -129,6 +144,7 @@ func TestMergeStockMetalLB(t *testing.T) {
 		base(func(n *Neighbor) {
 			n.HoldTime, n.KeepaliveTime = 90*time.Second, 30*time.Second
 			n.Password, n.GracefulRestart = "of tor-password", true
+			n.BFD = BFD{100 * time.Millisecond, 200 * time.Millisecond, 5}
 			n.Routes = []Route{
 				{Prefix: netip.MustParsePrefix("203.0.113.5/32"), LocalPref: &preference, Communities: []Community{64512<<16 | 7}, LargeCommunities: large},
 				{Prefix: netip.MustParsePrefix("203.0.113.6/32"), LargeCommunities: large},
@@ -148,7 +164,7 @@ func TestMergeStockMetalLB(t *testing.T) {
 	}
 	wantProblems := []Problem{{
 		Object: "metallb-system/metallb-node-1", Neighbor: "192.0.2.2",
-		Message: `bfdProfile "plain": BFD is not supported yet, the session runs without BFD`,
+		Message: `bfdProfile "plain": ebgpMultiHop: BFD over several hops is not supported; the session runs without BFD`,
 	}}
 	if diff := cmp.Diff(wantProblems, problems); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
@@ -294,7 +310,7 @@ spec:
       - {address: 224.0.0.1, asn: 64512}
       - {address: 192.0.2.3}
       - {address: 192.0.2.3, asn: 64512, dynamicASN: internal}
-      - {address: 192.0.2.3, dynamicASN: external}
+      - {address: 192.0.2.3, dynamicASN: any}
       - {address: 192.0.2.3, asn: 64513, localASN: 64600}
       - {address: 192.0.2.3, asn: 64512, sourceaddress: eth0}
       - {address: 192.0.2.3, asn: 64512, sourceaddress: "2001:db8::1"}
@@ -307,7 +323,7 @@ spec:
 			want: routerWith(base(withRoutes("203.0.113.1/32"))),
 			problems: []string{
 				`neighbor eth0: interface "eth0": unnumbered`, "neighbor tor: address", "neighbor fe80::1%eth0: address", "neighbor 224.0.0.1: address",
-				"neither asn nor dynamicASN", "exclude each other", "dynamicASN external", "localASN 64600: the session is internal",
+				"neither asn nor dynamicASN", "exclude each other", `dynamicASN "any"`, "localASN 64600: the session is internal",
 				`sourceaddress "eth0": only IP`, "can't be the source", "password and passwordSecret", `passwordSecret "missing": not found`,
 				"addressFamilies: evpn", "81 bytes",
 			},
@@ -380,6 +396,54 @@ spec:
 				"a: raw is not supported", "imports is not supported", "evpn is not supported", "addressFamilies: evpn", "holdTime 0", "connectTime 1.5s",
 				`bfdProfile "none-such"`, "allowAsIn", "toReceive", "toAdvertise.nextHop.ipv4", "toAdvertise.nextHop.ipv6",
 			},
+		},
+		{
+			name: "BFD: the object's own profile, defaults, what can't be done; the session comes up in any case",
+			objects: []string{
+				bfdPeering("a", "", "", "{name: p}"),
+				bfdPeering("b", "red", "", "{name: p}"),
+				bfdPeering("c", "", "192.0.2.2", "{name: other}"),
+				bfdPeering("d", "", "192.0.2.3", "{name: p, echoMode: true}"),
+				bfdPeering("e", "", "192.0.2.4", "{name: p, passiveMode: true}"),
+				bfdPeering("f", "", "192.0.2.5", "{name: p, receiveInterval: 9}"),
+				bfdPeering("g", "", "192.0.2.6", "{name: p, transmitInterval: 60001}"),
+				bfdPeering("h", "", "192.0.2.7", "{name: p, detectMultiplier: 256}"),
+				bfdPeering("i", "", "192.0.2.8", "{name: p}") + "        sourceaddress: 192.0.2.11\n",
+				bfdPeering("j", "", "", "{name: p, receiveInterval: 50}"),
+				bfdPeering("k", "", "", "{name: p, receiveInterval: 300}"),
+				peering("l", "203.0.113.1/32", allowAll),
+				bfdPeering("m", "", "192.0.2.9", "{name: q, echoMode: true}, {name: p, receiveInterval: 10, transmitInterval: 60000, detectMultiplier: 2}"),
+			},
+			want: Config{Routers: []Router{
+				{ASN: 64513, ID: netip.MustParseAddr("192.0.2.11"), Neighbors: []Neighbor{
+					base(func(n *Neighbor) {
+						n.BFD, n.Routes = BFD{300 * time.Millisecond, 300 * time.Millisecond, 3}, routes("203.0.113.1/32")
+					}),
+					base(at("192.0.2.2")), base(at("192.0.2.3")), base(at("192.0.2.4")), base(at("192.0.2.5")), base(at("192.0.2.6")), base(at("192.0.2.7")),
+					base(func(n *Neighbor) {
+						n.Address, n.Source = netip.MustParseAddr("192.0.2.8"), netip.MustParseAddr("192.0.2.11")
+					}),
+					base(func(n *Neighbor) {
+						n.Address, n.BFD = netip.MustParseAddr("192.0.2.9"), BFD{10 * time.Millisecond, 60 * time.Second, 2}
+					}),
+				}},
+				{VRF: "red", ASN: 64513, ID: netip.MustParseAddr("192.0.2.11"), Neighbors: []Neighbor{base(nil)}},
+			}},
+			problems: []string{
+				`c, neighbor 192.0.2.2: bfdProfile "p": the object has no such profile; the session runs without`, "d, neighbor 192.0.2.3: bfdProfile \"p\": echoMode", "e, neighbor 192.0.2.4: bfdProfile \"p\": passiveMode",
+				"f, neighbor 192.0.2.5: bfdProfile \"p\": an interval of 9 ms", "g, neighbor 192.0.2.6: bfdProfile \"p\": an interval of 60001 ms", "h, neighbor 192.0.2.7: bfdProfile \"p\": detectMultiplier 256",
+				"i, neighbor 192.0.2.8: bfdProfile \"p\": sourceaddress", "j, neighbor 192.0.2.1: bfdProfile contradicts that of the older metallb-system/a",
+				`b, neighbor 192.0.2.1: bfdProfile: BFD runs in one VRF of a node, here in ""`,
+			},
+		},
+		{
+			name: "an AS number that is any but the own",
+			objects: []string{
+				peering("a", "", "dynamicASN: external\nlocalASN: 64600\n"),
+				peering("b", "", "asn: 64512\nlocalASN: 64600\n"),
+			},
+			want:     routerWith(base(func(n *Neighbor) { n.ASN, n.LocalASN = 0, 64600 })),
+			problems: []string{"b, neighbor 192.0.2.1: asn contradicts"},
 		},
 		{
 			name: "timers that can't be",

@@ -3,7 +3,9 @@
 package bgp
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -39,15 +41,15 @@ type neighborMerge struct {
 }
 
 // convert reads one neighbor, its routes aside. It is false when the neighbor is refused.
-func (m *merger) convert(report reporter, localASN uint32, in *frrk8sv1beta1.Neighbor) (*neighborMerge, bool) {
-	out := &neighborMerge{report: report, routes: map[netip.Prefix]*Route{}}
+func (m *merger) convert(report source, localASN uint32, in *frrk8sv1beta1.Neighbor) (*neighborMerge, bool) {
+	out := &neighborMerge{report: report.reporter, routes: map[netip.Prefix]*Route{}}
 	for _, step := range []func() error{
 		func() (err error) { out.Address, err = parsePeer(in); return },
 		func() (err error) { out.ASN, err = peerASN(localASN, in); return },
 		func() (err error) { out.LocalASN, err = replacedASN(localASN, out.ASN, in); return },
 		func() (err error) { out.Source, err = parseSource(out.Address, in.SourceAddress); return },
 		func() (err error) { out.Password, err = m.password(in); return },
-		func() (err error) { out.Families, err = families(report, out.Address, in); return },
+		func() (err error) { out.Families, err = families(report.reporter, out.Address, in); return },
 	} {
 		if err := step(); err != nil {
 			report.problem("%v, the neighbor is refused", err)
@@ -58,19 +60,72 @@ func (m *merger) convert(report reporter, localASN uint32, in *frrk8sv1beta1.Nei
 	if in.Port != nil && *in.Port != 0 {
 		out.Port = *in.Port
 	}
-	out.HoldTime, out.KeepaliveTime = holdAndKeepalive(report, in)
-	out.ConnectTime = connectTime(report, in.ConnectTime)
+	out.HoldTime, out.KeepaliveTime = holdAndKeepalive(report.reporter, in)
+	out.ConnectTime = connectTime(report.reporter, in.ConnectTime)
 	out.EBGPMultiHop = in.EBGPMultiHop
 	out.GracefulRestart = in.EnableGracefulRestart
-	reportIgnored(report, in)
+	if in.BFDProfile != "" {
+		var err error
+		if out.BFD, err = report.bfd(in); err != nil {
+			report.problem("bfdProfile %q: %v; the session runs without BFD", in.BFDProfile, err)
+		}
+	}
+	reportIgnored(report.reporter, in)
 	return out, true
+}
+
+// frr-k8s' defaults, which are FRR's, and bounds of BFD profiles.
+const (
+	defaultBFDInterval   = 300
+	defaultBFDMultiplier = 3
+	minBFDInterval       = 10
+	maxBFDInterval       = 60_000
+	minBFDMultiplier     = 2
+)
+
+// bfd is the profile that a neighbor names, where GoBGP can do what it says. Intervals for echo
+// and the smallest TTL, which is for sessions over several hops, say nothing about a session
+// without either.
+func (s source) bfd(in *frrk8sv1beta1.Neighbor) (BFD, error) {
+	profile := s.profiles[in.BFDProfile]
+	switch {
+	case profile == nil:
+		return BFD{}, errors.New("the object has no such profile")
+	case in.EBGPMultiHop:
+		return BFD{}, errors.New("ebgpMultiHop: BFD over several hops is not supported")
+	case in.SourceAddress != "":
+		return BFD{}, errors.New("sourceaddress: BFD packets can't be given a source")
+	case profile.EchoMode != nil && *profile.EchoMode:
+		return BFD{}, errors.New("echoMode is not supported")
+	case profile.PassiveMode != nil && *profile.PassiveMode:
+		return BFD{}, errors.New("passiveMode is not supported")
+	}
+	receive, transmit := deref(profile.ReceiveInterval, defaultBFDInterval), deref(profile.TransmitInterval, defaultBFDInterval)
+	multiplier := deref(profile.DetectMultiplier, defaultBFDMultiplier)
+	for _, interval := range []uint32{receive, transmit} {
+		if interval < minBFDInterval || interval > maxBFDInterval {
+			return BFD{}, fmt.Errorf("an interval of %d ms is not between %d and %d", interval, minBFDInterval, maxBFDInterval)
+		}
+	}
+	if multiplier < minBFDMultiplier || multiplier > math.MaxUint8 {
+		return BFD{}, fmt.Errorf("detectMultiplier %d is not between %d and %d", multiplier, minBFDMultiplier, math.MaxUint8)
+	}
+	return BFD{
+		ReceiveInterval:  time.Duration(receive) * time.Millisecond,
+		TransmitInterval: time.Duration(transmit) * time.Millisecond,
+		Multiplier:       uint8(multiplier),
+	}, nil
+}
+
+func deref(value *uint32, otherwise uint32) uint32 {
+	if value == nil {
+		return otherwise
+	}
+	return *value
 }
 
 // reportIgnored reports the fields without which a neighbor still comes up.
 func reportIgnored(report reporter, in *frrk8sv1beta1.Neighbor) {
-	if in.BFDProfile != "" {
-		report.problem("bfdProfile %q: BFD is not supported yet, the session runs without BFD", in.BFDProfile)
-	}
 	if in.AllowAsIn != "" && in.AllowAsIn != frrk8sv1beta1.AllowAsInNone {
 		report.problem("allowAsIn: routes are not received from neighbors; ignored")
 	}
@@ -93,6 +148,7 @@ func parsePeer(in *frrk8sv1beta1.Neighbor) (netip.Addr, error) {
 	return address.Unmap(), nil
 }
 
+// peerASN is 0 for any AS number but the router's own.
 func peerASN(local uint32, in *frrk8sv1beta1.Neighbor) (uint32, error) {
 	switch {
 	case in.ASN != 0 && in.DynamicASN != "":
@@ -102,7 +158,7 @@ func peerASN(local uint32, in *frrk8sv1beta1.Neighbor) (uint32, error) {
 	case in.DynamicASN == frrk8sv1beta1.InternalASNMode:
 		return local, nil
 	case in.DynamicASN == frrk8sv1beta1.ExternalASNMode:
-		return 0, fmt.Errorf("dynamicASN external is not supported yet")
+		return 0, nil
 	case in.DynamicASN != "":
 		return 0, fmt.Errorf("dynamicASN %q is neither internal nor external", in.DynamicASN)
 	}
@@ -236,6 +292,12 @@ func (n *neighborMerge) join(report reporter, younger *neighborMerge) {
 		if !field.equal {
 			report.problem("%s contradicts that of the older %s, ignored here", field.name, older)
 		}
+	}
+	switch none := (BFD{}); {
+	case n.BFD == none:
+		n.BFD = younger.BFD
+	case younger.BFD != none && younger.BFD != n.BFD:
+		report.problem("bfdProfile contradicts that of the older %s, ignored here", older)
 	}
 	n.joinRoutes(report, younger)
 }

@@ -30,10 +30,46 @@ type Session struct {
 	// established, or was last: the peer keeps the routes of all families in use for RestartTime
 	// when the speaker goes away without a word.
 	GracefulRestart bool
+	// BFD is the state of the BFD session that watches the path.
+	BFD BFDState
 	// LastError is the newest error since the session was last established, empty when it is.
 	LastError string
 	// Since is the time of the last change of State.
 	Since time.Time
+}
+
+// BFDState is what is known of a session's BFD.
+type BFDState string
+
+// The states of BFD. Up and Down are spelled as frr-k8s' BGPSessionState spells them.
+const (
+	// NoBFD is that of sessions that want none.
+	NoBFD   BFDState = ""
+	BFDUp   BFDState = "Up"
+	BFDDown BFDState = "Down"
+	// BFDSuspended is that of a session that BFD has ended again and again: it is switched off for
+	// some minutes.
+	BFDSuspended BFDState = "Suspended"
+)
+
+// Counters are one session's: messages, packets and events since its settings were last changed,
+// and the prefixes of now.
+type Counters struct {
+	VRF            string
+	Peer           netip.Addr
+	Sent, Received Messages
+	// AnnouncedPrefixes are those that the peer is given, ReceivedPrefixes those that it gives. None
+	// of the latter is used.
+	AnnouncedPrefixes, ReceivedPrefixes uint64
+	// BFDPacketsSent and BFDPacketsReceived are control packets.
+	BFDPacketsSent, BFDPacketsReceived uint64
+	// BFDUps and BFDDowns count how often BFD came up and went down.
+	BFDUps, BFDDowns uint64
+}
+
+// Messages counts BGP messages by type. Total has all of them.
+type Messages struct {
+	Opens, Updates, Notifications, Keepalives, RouteRefreshes, Total uint64
 }
 
 // StopMode says what the peers are told when the speaker stops.
@@ -51,8 +87,8 @@ const (
 // the routes of a speaker that went away without a word.
 const RestartTime = 30 * time.Second
 
-// Speaker makes a Config real. One owner calls Apply and Stop; Sessions, Announced and Changed may
-// be called at any time from anywhere.
+// Speaker makes a Config real. One owner calls Apply and Stop; the other methods may be called at
+// any time from anywhere.
 type Speaker interface {
 	// Apply converges sessions and routes on want. It is idempotent, and calls nothing when want is
 	// what was applied before. On an error everything that could be done is done and the error
@@ -61,6 +97,9 @@ type Speaker interface {
 
 	// Sessions lists the sessions, ordered by VRF and peer.
 	Sessions() []Session
+
+	// Counters lists the sessions' counters, ordered by VRF and peer.
+	Counters(ctx context.Context) []Counters
 
 	// Announced says whether the route to p is in the speaker's hands and some session that
 	// carries it is established.

@@ -62,6 +62,21 @@ type tor struct {
 // newTor connects a router with the node and runs FRR there. config is put into bgpd.conf.
 func newTor(t *testing.T, config string) *tor {
 	t.Helper()
+	return newTorAt(t, nodeDevice, nodeAddress, torAddress, nodeAddress6, torAddress6, config)
+}
+
+// newOtherTor is a second one, on a link of its own. Its config is that of the first with the
+// addresses replaced.
+func newOtherTor(t *testing.T, config string) *tor {
+	t.Helper()
+	config = strings.ReplaceAll(config, "192.0.2.", "198.51.100.")
+	return newTorAt(t, "uplink2", "198.51.100.11", otherTorAddress, "2001:db8:fffe::11", "2001:db8:fffe::1", config)
+}
+
+const otherTorAddress = "198.51.100.1"
+
+func newTorAt(t *testing.T, nodeDevice, nodeAddress, torAddress, nodeAddress6, torAddress6, config string) *tor {
+	t.Helper()
 	require(t, filepath.Join(frrDir, "bgpd"), filepath.Join(frrDir, "zebra"), "vtysh", "ip", "nsenter")
 	r := &tor{t: t}
 	holder := r.start(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}, "sleep", "infinity")
@@ -100,7 +115,7 @@ func (r *tor) frr(config string) {
 	}
 	uid, _ := strconv.Atoi(owner.Uid)
 	gid, _ := strconv.Atoi(owner.Gid)
-	for name, text := range map[string]string{"zebra.conf": "", "bgpd.conf": config} {
+	for name, text := range map[string]string{"zebra.conf": "", "bfdd.conf": "", "bgpd.conf": config} {
 		if err := os.WriteFile(filepath.Join(r.dir, name), []byte(text), 0o644); err != nil {
 			r.t.Fatal(err)
 		}
@@ -108,7 +123,11 @@ func (r *tor) frr(config string) {
 	if err := os.Chown(r.dir, uid, gid); err != nil {
 		r.t.Fatal(err)
 	}
-	for _, daemon := range []string{"zebra", "bgpd"} {
+	daemons := []string{"zebra", "bgpd"}
+	if strings.Contains(config, " bfd") {
+		daemons = []string{"zebra", "bfdd", "bgpd"}
+	}
+	for _, daemon := range daemons {
 		arguments := []string{
 			"-u", "frr", "-g", "frr", "-f", filepath.Join(r.dir, daemon+".conf"), "-i", filepath.Join(r.dir, daemon+".pid"),
 			"-z", filepath.Join(r.dir, "zserv.api"), "--vty_socket", r.dir, "-P", "0",

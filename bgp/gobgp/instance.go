@@ -31,18 +31,25 @@ func (k instanceKey) String() string {
 	return fmt.Sprintf("router of VRF %q (AS %d, ID %s)", k.vrf, k.asn, k.id)
 }
 
-// instance is one GoBGP server and what it has been given. Only Apply and Stop write the fields
-// below mu, and hold it for that; other goroutines read them with it.
+// instance is one GoBGP server and what it has been given.
 type instance struct {
 	key    instanceKey
 	logger log.Logger
 	server *gobgpserver.BgpServer
 	cancel context.CancelFunc // of the event watcher
 	notify func()
+	// minUptime is how long a session must have been up for its loss to be treated as an accident.
+	minUptime time.Duration
+	// attention has a value in it when a session's change may ask for something, see attend.
+	attention chan struct{}
 	// stopped silences GoBGP's log: it complains about being stopped twice.
 	stopped atomic.Bool
 
-	policies policies // of Apply alone
+	// applying is held by whoever changes what GoBGP has. It guards ended, policies, and the writing
+	// of what mu guards, sessions aside.
+	applying sync.Mutex
+	ended    bool
+	policies policies
 
 	mu       sync.Mutex
 	peers    map[netip.Addr]peer
@@ -50,25 +57,31 @@ type instance struct {
 	sessions map[netip.Addr]*session
 }
 
-// peer is a neighbor that GoBGP has.
+// peer is a neighbor that is wanted, and what GoBGP has of it.
 type peer struct {
 	index uint32       // in tags; never used again for another peer of this server
-	conf  bgp.Neighbor // without Routes
+	conf  bgp.Neighbor // without Routes and BFD
+	bfd   bgp.BFD
+
+	running  bool    // GoBGP has the peer, as conf says
+	watching bgp.BFD // as GoBGP has it
 }
 
 // startInstance starts a server that has its default policies and no peers.
 //
 // GoBGP v4.8.0 writes its route selection options, always the same ones here, to package variables
 // in StartBgp (osrg/gobgp#3659): two servers must not start at once.
-func startInstance(ctx context.Context, logger log.Logger, key instanceKey, notify func()) (*instance, error) {
+func startInstance(ctx context.Context, logger log.Logger, key instanceKey, notify func(), minUptime time.Duration) (*instance, error) {
 	i := &instance{
-		key:      key,
-		logger:   log.With(logger, "vrf", key.vrf, "asn", key.asn, "routerID", key.id),
-		notify:   notify,
-		policies: newPolicies(),
-		peers:    map[netip.Addr]peer{},
-		paths:    map[netip.Prefix][]tag{},
-		sessions: map[netip.Addr]*session{},
+		key:       key,
+		logger:    log.With(logger, "vrf", key.vrf, "asn", key.asn, "routerID", key.id),
+		notify:    notify,
+		minUptime: minUptime,
+		attention: make(chan struct{}, 1),
+		policies:  newPolicies(),
+		peers:     map[netip.Addr]peer{},
+		paths:     map[netip.Prefix][]tag{},
+		sessions:  map[netip.Addr]*session{},
 	}
 	i.server = gobgpserver.NewBgpServer(gobgpserver.LoggerOption(slog.New(&tap{instance: i}), nil))
 	go i.server.Serve()
@@ -91,6 +104,7 @@ func startInstance(ctx context.Context, logger log.Logger, key instanceKey, noti
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: starting: %w", key, err), i.stop(ctx, bgp.Withdraw))
 	}
+	go i.tend(watching)
 	return i, nil
 }
 
@@ -99,6 +113,8 @@ func startInstance(ctx context.Context, logger log.Logger, key instanceKey, noti
 // The order matters: what must not be announced goes first; a statement comes before the paths
 // that need it and goes after them; a peer comes last, when all its paths are there.
 func (i *instance) apply(ctx context.Context, want bgp.Router, restarting func(vrf string, peer netip.Addr) bool) error {
+	i.applying.Lock()
+	defer i.applying.Unlock()
 	var errs []error
 	failed := func(err error) {
 		if err != nil {
@@ -114,6 +130,7 @@ func (i *instance) apply(ctx context.Context, want bgp.Router, restarting func(v
 	failed(i.announce(ctx, plan))
 	failed(i.removeStatements(ctx))
 	failed(i.addPeers(ctx, want, restarting))
+	i.wake() // BFD may be another
 	return errors.Join(errs...)
 }
 
@@ -168,6 +185,9 @@ func (i *instance) sentUpdates(ctx context.Context) (sum uint64) {
 // stop ends the server. With bgp.Keep it first lets withdrawals out: a peer that keeps routes
 // would keep those too.
 func (i *instance) stop(ctx context.Context, mode bgp.StopMode) error {
+	i.applying.Lock()
+	i.ended = true
+	i.applying.Unlock()
 	if mode == bgp.Keep {
 		i.settle(ctx)
 	}

@@ -3,6 +3,7 @@
 package gobgp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type plan struct {
 type statement struct {
 	peer  netip.Addr
 	route bgp.Route // its prefix is any one that has these attributes
+	asn   uint32    // the local one of the session
 }
 
 // plan numbers peers and attributes and works out the tags of every prefix.
@@ -42,9 +44,10 @@ func (i *instance) plan(want bgp.Router) plan {
 	for _, neighbor := range want.Neighbors {
 		index := i.peerNumber(neighbor.Address)
 		for _, route := range neighbor.Routes {
-			t := tag{index, i.policies.attributesNumber(route)}
+			asn := cmp.Or(neighbor.LocalASN, want.ASN)
+			t := tag{index, i.policies.attributesNumber(route, asn)}
 			plan.paths[route.Prefix] = append(plan.paths[route.Prefix], t)
-			plan.statements[t] = statement{neighbor.Address, route}
+			plan.statements[t] = statement{neighbor.Address, route, asn}
 		}
 	}
 	for _, tags := range plan.paths {

@@ -35,14 +35,15 @@ func (i *instance) peerNumber(address netip.Addr) uint32 {
 	}
 	index := i.policies.nextPeer
 	i.policies.nextPeer++
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.peers[address] = peer{index: index}
+	i.setPeer(address, peer{index: index})
 	return index
 }
 
-// running says whether GoBGP has the peer.
-func (p peer) running() bool { return p.conf.Address.IsValid() }
+func (i *instance) setPeer(address netip.Addr, p peer) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.peers[address] = p
+}
 
 // removePeers removes the peers that are not wanted, and those whose session has to be another:
 // GoBGP takes new timers for a running session without using them. Those keep their number.
@@ -55,20 +56,16 @@ func (i *instance) removePeers(ctx context.Context, want bgp.Router) error {
 	for _, address := range slices.SortedFunc(maps.Keys(i.peers), netip.Addr.Compare) {
 		next, keep := wanted[address]
 		p := i.peers[address]
-		if keep && (!p.running() || reflect.DeepEqual(p.conf, next)) {
+		if keep && reflect.DeepEqual(p.conf, next) {
 			continue
 		}
-		if p.running() {
-			if err := i.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: address.String()}); err != nil {
-				errs = append(errs, fmt.Errorf("removing peer %s: %w", address, err))
-				continue
-			}
+		if err := i.deletePeer(ctx, address); err != nil {
+			errs = append(errs, err)
+			continue
 		}
 		i.mu.Lock()
 		delete(i.sessions, address)
-		if keep {
-			i.peers[address] = peer{index: p.index}
-		} else {
+		if !keep {
 			delete(i.peers, address)
 		}
 		i.mu.Unlock()
@@ -77,40 +74,68 @@ func (i *instance) removePeers(ctx context.Context, want bgp.Router) error {
 	return errors.Join(errs...)
 }
 
-// addPeers adds the peers that GoBGP doesn't have.
+// deletePeer takes the peer from GoBGP, if it has it.
+func (i *instance) deletePeer(ctx context.Context, address netip.Addr) error {
+	p := i.peers[address]
+	if !p.running {
+		return nil
+	}
+	if err := i.watch(ctx, address, bgp.BFD{}); err != nil {
+		return err
+	}
+	if err := i.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: address.String()}); err != nil {
+		return fmt.Errorf("removing peer %s: %w", address, err)
+	}
+	p = i.peers[address]
+	p.running = false
+	i.setPeer(address, p)
+	return nil
+}
+
+// addPeers gives GoBGP the peers that it doesn't have.
 func (i *instance) addPeers(ctx context.Context, want bgp.Router, restarting func(vrf string, peer netip.Addr) bool) error {
 	var errs []error
 	for _, neighbor := range want.Neighbors {
 		p := i.peers[neighbor.Address]
-		if p.running() {
+		p.conf, p.bfd = sessionOf(neighbor), neighbor.BFD
+		i.setPeer(neighbor.Address, p)
+		i.mu.Lock()
+		if i.sessions[neighbor.Address] == nil {
+			i.sessions[neighbor.Address] = &session{state: bgp.Idle, since: time.Now()}
+		}
+		refused := i.sessions[neighbor.Address].refused != ""
+		i.mu.Unlock()
+		if p.running || refused {
 			continue
 		}
-		p.conf = sessionOf(neighbor)
-		i.mu.Lock()
-		i.peers[neighbor.Address] = p
-		i.sessions[neighbor.Address] = &session{state: bgp.Idle, since: time.Now()}
-		i.mu.Unlock()
-		request := peerRequest(i.key.vrf, neighbor, restarting(i.key.vrf, neighbor.Address))
-		if err := i.server.AddPeer(ctx, request); err != nil {
-			errs = append(errs, fmt.Errorf("adding peer %s: %w", neighbor.Address, err))
-			i.mu.Lock()
-			i.peers[neighbor.Address] = peer{index: p.index}
-			i.sessions[neighbor.Address].lastError = err.Error()
-			i.mu.Unlock()
-		}
+		errs = append(errs, i.addPeer(ctx, neighbor.Address, restarting(i.key.vrf, neighbor.Address)))
 		i.notify()
 	}
 	return errors.Join(errs...)
 }
 
-// sessionOf is n without its routes.
+// addPeer gives GoBGP a peer, without BFD.
+func (i *instance) addPeer(ctx context.Context, address netip.Addr, restarting bool) error {
+	p := i.peers[address]
+	err := i.server.AddPeer(ctx, &api.AddPeerRequest{Peer: i.peerOf(p, restarting)})
+	p.running = err == nil
+	i.setPeer(address, p)
+	if err != nil {
+		i.sessionError(address, err.Error())
+		return fmt.Errorf("adding peer %s: %w", address, err)
+	}
+	return nil
+}
+
+// sessionOf is what of n makes it another session: all but its routes and BFD.
 func sessionOf(n bgp.Neighbor) bgp.Neighbor {
-	n.Routes = nil
+	n.Routes, n.BFD = nil, bgp.BFD{}
 	return n
 }
 
-// peerRequest says to GoBGP what n is.
-func peerRequest(vrf string, n bgp.Neighbor, restarting bool) *api.AddPeerRequest {
+// peerOf says to GoBGP what a peer is.
+func (i *instance) peerOf(wanted peer, restarting bool) *api.Peer {
+	n := wanted.conf
 	p := &api.Peer{
 		Conf: &api.PeerConf{
 			NeighborAddress: n.Address.String(),
@@ -124,7 +149,7 @@ func peerRequest(vrf string, n bgp.Neighbor, restarting bool) *api.AddPeerReques
 			ConnectRetry:           seconds(n.ConnectTime),
 			IdleHoldTimeAfterReset: idleHoldTimeAfterReset,
 		}},
-		Transport: &api.Transport{RemotePort: uint32(n.Port), BindInterface: vrf},
+		Transport: &api.Transport{RemotePort: uint32(n.Port), BindInterface: i.key.vrf},
 	}
 	if n.Source.IsValid() {
 		p.Transport.LocalAddress = n.Source.String()
@@ -155,7 +180,7 @@ func peerRequest(vrf string, n bgp.Neighbor, restarting bool) *api.AddPeerReques
 			})
 		}
 	}
-	return &api.AddPeerRequest{Peer: p}
+	return p
 }
 
 func seconds(d time.Duration) uint64 { return uint64(d / time.Second) }

@@ -57,18 +57,21 @@ func newPolicies() policies {
 	return policies{attributes: map[string]uint32{}, statements: map[tag]bool{}, neighborSets: map[uint32]bool{}}
 }
 
-// attributesKey is equal for routes that differ only in their prefix.
-func attributesKey(r bgp.Route) string {
+// attributesKey is equal for routes that differ only in their prefix. asn is the one to prepend.
+func attributesKey(r bgp.Route, asn uint32) string {
 	localPref := "none"
 	if r.LocalPref != nil {
 		localPref = fmt.Sprint(*r.LocalPref)
 	}
-	return fmt.Sprint(localPref, r.Communities, r.LargeCommunities, r.NextHop)
+	if r.Prepend == 0 {
+		asn = 0
+	}
+	return fmt.Sprint(localPref, r.Communities, r.LargeCommunities, r.NextHop, r.Prepend, asn)
 }
 
 // attributesNumber is the number of r's attributes.
-func (p *policies) attributesNumber(r bgp.Route) uint32 {
-	key := attributesKey(r)
+func (p *policies) attributesNumber(r bgp.Route, asn uint32) uint32 {
+	key := attributesKey(r, asn)
 	number, ok := p.attributes[key]
 	if !ok {
 		number = p.nextAttributes
@@ -180,12 +183,12 @@ func (i *instance) addStatement(ctx context.Context, t tag, s statement) error {
 			NeighborSet:       &api.MatchSet{Type: api.MatchSet_TYPE_ANY, Name: t.neighborSet()},
 			LargeCommunitySet: &api.MatchSet{Type: api.MatchSet_TYPE_ANY, Name: t.name()},
 		},
-		Actions: actions(s.route),
+		Actions: actions(s.route, s.asn),
 	}}}})
 }
 
 // actions gives a path the attributes of r, and takes the tags off.
-func actions(r bgp.Route) *api.Actions {
+func actions(r bgp.Route, asn uint32) *api.Actions {
 	actions := &api.Actions{
 		RouteAction:    api.RouteAction_ROUTE_ACTION_ACCEPT,
 		LargeCommunity: &api.CommunityAction{Type: api.CommunityAction_TYPE_REMOVE, Communities: []string{allTags}},
@@ -199,6 +202,9 @@ func actions(r bgp.Route) *api.Actions {
 	}
 	if r.LocalPref != nil {
 		actions.LocalPref = &api.LocalPrefAction{Value: *r.LocalPref}
+	}
+	if r.Prepend > 0 {
+		actions.AsPrepend = &api.AsPrependAction{Asn: asn, Repeat: uint32(r.Prepend)}
 	}
 	if r.NextHop.IsValid() {
 		actions.Nexthop = &api.NexthopAction{Address: r.NextHop.String()}

@@ -3,6 +3,10 @@
 package gobgp
 
 import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,11 +27,60 @@ type session struct {
 	families  bgp.Families // that the peer can take, while established
 	// gracefulRestart is of the session that is established, or was last.
 	gracefulRestart bool
+	// lost is true after an established session has ended without a word while its peer keeps our
+	// routes, until attend has seen it.
+	lost bool
+	// refused is why this speaker wants no session with the peer, empty when it does; it is tried
+	// again at refusedUntil.
+	refused      string
+	refusedUntil time.Time
+	bfdMemory
+}
+
+// refuse notes that this speaker wants no session with the peer for a while.
+func (s *session) refuse(now time.Time, reason string) {
+	s.refused, s.refusedUntil = reason, now.Add(refusalTime)
+}
+
+// bfdMemory is what is remembered of a peer's BFD.
+type bfdMemory struct {
+	ups, downs     uint64
+	lastDown       time.Time
+	recentDowns    []time.Time // since the last suspension; the newest few
+	suspendedUntil time.Time
+}
+
+const (
+	// maxBFDDowns within bfdWindow suspend BFD for bfdSuspension: some peers make BFD end every
+	// session that comes up.
+	maxBFDDowns   = 4
+	bfdWindow     = time.Minute
+	bfdSuspension = 10 * time.Minute
+)
+
+// down notes that BFD went down. It is true when BFD is to be suspended.
+func (b *bfdMemory) down(now time.Time) bool {
+	b.downs, b.lastDown = b.downs+1, now
+	b.recentDowns = append(b.recentDowns, now)
+	if len(b.recentDowns) < maxBFDDowns {
+		return false
+	}
+	if now.Sub(b.recentDowns[0]) > bfdWindow {
+		b.recentDowns = b.recentDowns[1:]
+		return false
+	}
+	b.suspendedUntil, b.recentDowns = now.Add(bfdSuspension), nil
+	return true
+}
+
+// endedBy says whether BFD went down so shortly before that it will have ended the session.
+func (b *bfdMemory) endedBy(now time.Time) bool {
+	return now.Sub(b.lastDown) < 2*time.Second
 }
 
 // carries is false on a nil session.
 func (s *session) carries(p netip.Prefix) bool {
-	return s != nil && s.state == bgp.Established && s.families.Has(p)
+	return s != nil && s.state == bgp.Established && s.refused == "" && s.families.Has(p)
 }
 
 var states = map[gobgppacket.FSMState]bgp.State{
@@ -51,17 +104,26 @@ func (i *instance) sessionEvent(event gobgpapiutil.PeerState, at time.Time) {
 		i.mu.Unlock()
 		return
 	}
-	before := s.state
+	before, up := s.state, at.Sub(s.since)
 	s.state, s.since = state, at
-	if state == bgp.Established {
+	switch reason := disconnectReason(before, event); {
+	case state == bgp.Established:
 		s.lastError = ""
 		s.families = announcedFamilies(event.RemoteCap)
 		s.gracefulRestart = keepsRoutes(event.LocalCap, event.RemoteCap)
-	} else if reason := disconnectReason(before, event); reason != "" {
+		if i.peers[event.NeighborAddress.Unmap()].conf.ASN == 0 && event.PeerASN == i.key.asn {
+			s.refuse(at, fmt.Sprintf("the peer has AS number %d, the router's own, and dynamicASN is external", event.PeerASN))
+		}
+	case before == bgp.Established && s.endedBy(at):
+		s.lastError = "BFD found the path down"
+	case reason != "":
 		s.lastError = reason
 	}
+	s.lost = before == bgp.Established && s.gracefulRestart && up >= i.minUptime &&
+		event.DisconnectReason == api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART
 	lastError := s.lastError
 	i.mu.Unlock()
+	i.wake()
 
 	switch bgp.Established {
 	case state:
@@ -98,6 +160,23 @@ func (i *instance) sessionError(address netip.Addr, text string) {
 	if changed {
 		i.notify()
 	}
+}
+
+// bfdEvent records that a peer's BFD came up or went down.
+func (i *instance) bfdEvent(address netip.Addr, up bool) {
+	suspended := false
+	i.mu.Lock()
+	if s := i.sessions[address]; s != nil && up {
+		s.ups++
+	} else if s != nil {
+		suspended = s.down(time.Now())
+	}
+	i.mu.Unlock()
+	if suspended {
+		level.Error(i.logger).Log("event", "bfdSuspended", "peer", address, "again", bfdSuspension,
+			"msg", fmt.Sprintf("BFD ended the session %d times within %s, and is switched off for a while", maxBFDDowns, bfdWindow))
+	}
+	i.notify()
 }
 
 // announcedFamilies reads the families of an OPEN. A side without multiprotocol extensions takes
@@ -146,14 +225,87 @@ func gracefulRestartOf(capabilities []gobgppacket.ParameterCapabilityInterface) 
 
 // list returns the sessions, ordered by peer.
 func (i *instance) list() []bgp.Session {
+	running := i.bfdPeers(context.Background())
+	now := time.Now()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	list := make([]bgp.Session, 0, len(i.sessions))
-	for address, s := range i.sessions {
-		list = append(list, bgp.Session{
-			VRF: i.key.vrf, Peer: address, State: s.state, GracefulRestart: s.gracefulRestart, LastError: s.lastError, Since: s.since,
+	for _, address := range slices.SortedFunc(maps.Keys(i.sessions), netip.Addr.Compare) {
+		s := i.sessions[address]
+		session := bgp.Session{
+			VRF: i.key.vrf, Peer: address, State: s.state, GracefulRestart: s.gracefulRestart, LastError: cmp.Or(s.refused, s.lastError), Since: s.since,
+		}
+		switch {
+		case i.peers[address].bfd == bgp.BFD{}:
+		case now.Before(s.suspendedUntil):
+			session.BFD = bgp.BFDSuspended
+		case running[address].GetSessionState() == api.BfdSessionState_BFD_SESSION_STATE_UP:
+			session.BFD = bgp.BFDUp
+		default:
+			session.BFD = bgp.BFDDown
+		}
+		list = append(list, session)
+	}
+	return list
+}
+
+// receivedPrefixes is how many prefixes of all families GoBGP keeps of what the peer has sent.
+func receivedPrefixes(p *api.Peer) (sum uint64) {
+	for _, family := range p.GetAfiSafis() {
+		sum += family.GetState().GetReceived()
+	}
+	return sum
+}
+
+// asPeers are the peers as GoBGP has them.
+func (i *instance) asPeers(ctx context.Context) map[netip.Addr]*api.Peer {
+	peers := map[netip.Addr]*api.Peer{}
+	_ = i.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+		if address, err := netip.ParseAddr(p.GetConf().GetNeighborAddress()); err == nil {
+			peers[address.Unmap()] = p
+		}
+	}) // an error says that the server has stopped
+	return peers
+}
+
+// counters returns the sessions' counters, ordered by peer.
+func (i *instance) counters(ctx context.Context) []bgp.Counters {
+	peers := i.asPeers(ctx)
+	running := i.bfdPeers(ctx)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	announced := map[uint32]uint64{}
+	families := map[uint32]*session{}
+	for address, p := range i.peers {
+		families[p.index] = i.sessions[address]
+	}
+	for prefix, tags := range i.paths {
+		for _, t := range tags {
+			if families[t.peer].carries(prefix) {
+				announced[t.peer]++
+			}
+		}
+	}
+	list := make([]bgp.Counters, 0, len(i.sessions))
+	for _, address := range slices.SortedFunc(maps.Keys(i.sessions), netip.Addr.Compare) {
+		list = append(list, bgp.Counters{
+			VRF: i.key.vrf, Peer: address,
+			Sent:               messages(peers[address].GetState().GetMessages().GetSent()),
+			Received:           messages(peers[address].GetState().GetMessages().GetReceived()),
+			AnnouncedPrefixes:  announced[i.peers[address].index],
+			ReceivedPrefixes:   receivedPrefixes(peers[address]),
+			BFDPacketsSent:     running[address].GetBfdAsync().GetTransmittedPackets(),
+			BFDPacketsReceived: running[address].GetBfdAsync().GetReceivedPackets(),
+			BFDUps:             i.sessions[address].ups,
+			BFDDowns:           i.sessions[address].downs,
 		})
 	}
-	slices.SortFunc(list, func(a, b bgp.Session) int { return a.Peer.Compare(b.Peer) })
 	return list
+}
+
+func messages(m *api.Message) bgp.Messages {
+	return bgp.Messages{
+		Opens: m.GetOpen(), Updates: m.GetUpdate(), Notifications: m.GetNotification(),
+		Keepalives: m.GetKeepalive(), RouteRefreshes: m.GetRefresh(), Total: m.GetTotal(),
+	}
 }

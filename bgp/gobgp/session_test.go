@@ -302,3 +302,87 @@ func TestKeepLetsWithdrawalsOut(t *testing.T) {
 		t.Errorf("%d prefixes are left at the peer", len(left))
 	}
 }
+
+func TestBFDMemory(t *testing.T) {
+	start := time.Unix(1_000_000, 0)
+	var memory bfdMemory
+	for _, step := range []struct {
+		after time.Duration
+		want  bool
+	}{
+		{0, false}, {time.Second, false}, {2 * time.Second, false},
+		{61 * time.Second, false}, // the first is too long ago
+		{61 * time.Second, true},
+		{700 * time.Second, false}, {701 * time.Second, false}, {702 * time.Second, false}, {703 * time.Second, true},
+	} {
+		if got := memory.down(start.Add(step.after)); got != step.want {
+			t.Errorf("down after %s: suspended %t, want %t", step.after, got, step.want)
+		}
+	}
+	if got := memory.suspendedUntil.Sub(start); got != 703*time.Second+bfdSuspension || memory.downs != 9 {
+		t.Errorf("suspended until %s, after %d", got, memory.downs)
+	}
+}
+
+// TestBFDIsSuspended: GoBGP's BFD runs while the session is established, not while it is suspended, and
+// takes other parameters.
+func TestBFDIsSuspended(t *testing.T) {
+	tor := newSink(t, "127.0.0.47", 64512)
+	speaker := newSpeaker(t, Options{})
+	n := neighbor(tor, "203.0.113.1/32")
+	n.BFD = bgp.BFD{ReceiveInterval: time.Second, TransmitInterval: time.Second, Multiplier: 3}
+	apply(t, speaker, n)
+	watched := func(want bool) {
+		t.Helper()
+		untilSession(t, speaker, fmt.Sprintf("is established, GoBGP watching its path: %t", want), func(s bgp.Session) bool {
+			return s.State == bgp.Established && (len(speaker.list()[0].bfdPeers(t.Context())) == 1) == want
+		})
+	}
+	watched(true)
+	i := speaker.list()[0]
+	for range maxBFDDowns {
+		i.bfdEvent(tor.address, false)
+	}
+	i.wake() // in life the session's end does
+	watched(false)
+	untilSession(t, speaker, "is suspended", func(s bgp.Session) bool { return s.BFD == bgp.BFDSuspended })
+	i.mu.Lock()
+	i.sessions[tor.address].suspendedUntil = time.Now()
+	i.mu.Unlock()
+	i.wake()
+	watched(true)
+	if opens := len(tor.opens); opens != 1 {
+		t.Errorf("%d sessions", opens)
+	}
+}
+
+// TestLostConnection: a session that was lost comes back with the F bit, so that the peer keeps what
+// it has, but one that does not stay up is left to GoBGP's patience.
+func TestLostConnection(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		address   string
+		minUptime time.Duration
+		want      string
+	}{
+		{"lost", "127.0.0.48", 0, "restarting=true forwarding=true time=30"},
+		{"lost at once", "127.0.0.49", time.Hour, "restarting=false forwarding=false time=30"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			tor := newSink(t, test.address, 64512)
+			speaker := newSpeaker(t, Options{})
+			speaker.minUptime = test.minUptime
+			n := neighbor(tor, "203.0.113.1/32")
+			n.GracefulRestart = true
+			apply(t, speaker, n)
+			tor.has("203.0.113.1/32")
+			tor.reset()
+			tor.until("a second session", func() bool { return len(tor.opens) == 2 })
+			if got := gracefulRestart(tor.opens[1]); got != test.want {
+				t.Errorf("capability %s, want %s", got, test.want)
+			}
+			tor.has("203.0.113.1/32")
+			untilSession(t, speaker, "is up, with graceful restart", func(s bgp.Session) bool { return s.State == bgp.Established && s.GracefulRestart && s.LastError == "" })
+		})
+	}
+}

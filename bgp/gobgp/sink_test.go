@@ -27,6 +27,7 @@ type sink struct {
 	asn      uint32
 	listener net.Listener
 	wait     sync.WaitGroup
+	onOpen   func(net.Conn) // instead of answering, when set
 
 	mu      sync.Mutex
 	conns   []net.Conn
@@ -93,6 +94,10 @@ func (s *sink) serve(conn net.Conn) {
 			s.mu.Lock()
 			s.opens = append(s.opens, body)
 			s.mu.Unlock()
+			if s.onOpen != nil {
+				s.onOpen(conn)
+				return
+			}
 			s.send(conn, s.open())
 			s.send(conn, gobgppacket.NewBGPKeepAliveMessage())
 		case *gobgppacket.BGPKeepAlive:

@@ -33,6 +33,8 @@ type Speaker struct {
 	options Options
 	started time.Time
 	changed chan struct{}
+	// minUptime is that of the instances.
+	minUptime time.Duration
 
 	// applying is held by Apply and Stop, and guards stopped and met.
 	applying sync.Mutex
@@ -58,6 +60,7 @@ func New(logger log.Logger, options Options) *Speaker {
 		options:   options,
 		started:   time.Now(),
 		changed:   make(chan struct{}, 1),
+		minUptime: minUptime,
 		met:       map[peerKey]bool{},
 		instances: map[instanceKey]*instance{},
 	}
@@ -93,7 +96,7 @@ func (s *Speaker) applyRouter(ctx context.Context, router bgp.Router) error {
 	s.mu.Unlock()
 	if i == nil {
 		var err error
-		if i, err = startInstance(ctx, s.logger, key, s.notify); err != nil {
+		if i, err = startInstance(ctx, s.logger, key, s.notify, s.minUptime); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -143,6 +146,15 @@ func (s *Speaker) Sessions() []bgp.Session {
 		sessions = append(sessions, i.list()...)
 	}
 	return sessions
+}
+
+// Counters implements bgp.Speaker.
+func (s *Speaker) Counters(ctx context.Context) []bgp.Counters {
+	var counters []bgp.Counters
+	for _, i := range s.list() {
+		counters = append(counters, i.counters(ctx)...)
+	}
+	return counters
 }
 
 // Announced implements bgp.Speaker.

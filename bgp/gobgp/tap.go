@@ -35,9 +35,10 @@ func (t *tap) WithAttrs(attrs []slog.Attr) slog.Handler {
 // WithGroup implements slog.Handler; GoBGP has no groups.
 func (t *tap) WithGroup(string) slog.Handler { return t }
 
-// readKey takes the peer's address from the attribute that GoBGP has it in.
+// readKey takes the peer's address from the attribute that GoBGP has it in: Key, and in BFD's lines
+// Peer.
 func (t *tap) readKey(attr slog.Attr) {
-	if attr.Key != "Key" {
+	if attr.Key != "Key" && attr.Key != "Peer" {
 		return
 	}
 	if address, err := netip.ParseAddr(attr.Value.String()); err == nil {
@@ -48,7 +49,8 @@ func (t *tap) readKey(attr slog.Attr) {
 // Handle implements slog.Handler. It is called on GoBGP's goroutines, under its locks.
 func (t *tap) Handle(_ context.Context, record slog.Record) error {
 	text, worth := "", errorLines[record.Message]
-	if worth == nil && record.Level < slog.LevelInfo || t.instance.stopped.Load() {
+	_, bfd := bfdLines[record.Message]
+	if worth == nil && !bfd && record.Level < slog.LevelInfo || t.instance.stopped.Load() {
 		return nil
 	}
 	line := *t
@@ -68,7 +70,9 @@ func (t *tap) Handle(_ context.Context, record slog.Record) error {
 			}
 		}
 	}
-	if text != "" && line.peer.IsValid() {
+	if up, ok := bfdLines[record.Message]; ok && line.peer.IsValid() {
+		t.instance.bfdEvent(line.peer, up)
+	} else if text != "" && line.peer.IsValid() {
 		t.instance.sessionError(line.peer, text)
 	}
 	line.forward(record, text)
@@ -95,6 +99,10 @@ func (t *tap) forward(record slog.Record, text string) {
 	// A logger that can't write has nowhere to say so.
 	_ = logger.Log(append(keyvals, "msg", record.Message)...)
 }
+
+// bfdLines say whether BFD came up or went down. The second is also a line, later, of a session that
+// never was up.
+var bfdLines = map[string]bool{"Set state to UP": true, "Expired": false, "Remote peer signaled BFD down": false}
 
 // errorLines are the lines below warning that say why a session isn't there.
 var errorLines = map[string]func(attrs map[string]slog.Value) string{
