@@ -30,7 +30,7 @@ const startGrace = 10 * time.Second
 // startGrace: peers that kept our routes through a graceful restart would drop those that the
 // first exchange lacks.
 func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
-	defer s.loops.enter(bgpLoop, s.Now)()
+	defer s.loops.enter(bgpName, s.Now)()
 	if s.startedAt.IsZero() {
 		s.startedAt = s.Now()
 	}
@@ -49,14 +49,10 @@ func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
 	if err := s.list(ctx, &configurations, client.InNamespace(s.FRRNamespace)); err != nil {
 		return 0, err
 	}
-	passwords, again := s.readPasswords(ctx, configurations.Items)
-	config, findings := bgp.Merge(nodeView(&node), configurations.Items, passwords)
-	var problems []string
-	for _, p := range findings {
-		problems = append(problems, p.String())
+	config, err := s.merge(ctx, &node, configurations.Items)
+	if err != nil {
+		return 0, err
 	}
-	s.ledger.setProblems("bgp", problems)
-
 	guard := bgp.Guard{Egress: s.permissions(&node, all)}
 	allowed, withheld := guard.Filter(config)
 	o := offers{offered: map[netip.Addr]bool{}, open: guard.Egress}
@@ -74,9 +70,34 @@ func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
 	s.ledger.setFailure("bgp", err)
 	s.wake(s.reportWake)
 	if err != nil {
-		return again, fmt.Errorf("apply the BGP configuration: %w", err)
+		return 0, fmt.Errorf("apply the BGP configuration: %w", err)
 	}
-	return again, nil
+	return 0, nil
+}
+
+// merge joins the FRRConfigurations, and reports what of them is not honored. Beside another daemon
+// that acts on them nothing is.
+func (s *Speaker) merge(ctx context.Context, node *corev1.Node, objects []frrk8sv1beta1.FRRConfiguration) (bgp.Config, error) {
+	other, err := s.otherDaemon(ctx)
+	if err != nil {
+		return bgp.Config{}, err
+	}
+	if other != s.other {
+		level.Warn(s.Logger).Log("event", "otherDaemon", "msg", "another daemon acts on this node's FRRConfigurations; empty: no more", "pod", other)
+		s.other = other
+	}
+	var problems []string
+	if other != "" {
+		problems = []string{fmt.Sprintf("bgp: frr-k8s runs on this node, as pod %s, and acts on the same FRRConfigurations: no BGP session is made until it has gone", other)}
+	}
+	s.ledger.setProblems("other daemon", problems)
+	if other != "" {
+		s.report(nil, nil)
+		return bgp.Config{}, nil
+	}
+	config, findings := bgp.Merge(nodeView(node), objects, s.passwords(ctx))
+	s.report(objects, findings)
+	return config, nil
 }
 
 // nodeView is the BGP package's view of the node: the addresses are those that Kubernetes

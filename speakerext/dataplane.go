@@ -38,7 +38,7 @@ type lingering struct {
 // SyncDataplane computes the node's plan and applies it. It returns when to look again though
 // nothing happens.
 func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
-	defer s.loops.enter(dataplaneLoop, s.Now)()
+	defer s.loops.enter(dataplaneName, s.Now)()
 	want, err := s.intend(ctx)
 	if err != nil {
 		return 0, err

@@ -3,15 +3,12 @@
 package speakerext
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,100 +18,6 @@ import (
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 )
-
-// secrets answers reads of Secrets as a test says.
-type secrets struct {
-	client.Reader
-	reads int
-	err   error
-	hang  bool
-}
-
-func (s *secrets) Get(ctx context.Context, key client.ObjectKey, object client.Object, _ ...client.GetOption) error {
-	s.reads++
-	if s.hang {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	if s.err != nil {
-		return s.err
-	}
-	*object.(*corev1.Secret) = corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}, Type: corev1.SecretTypeBasicAuth,
-		Data: map[string][]byte{corev1.BasicAuthPasswordKey: []byte("hush")},
-	}
-	return nil
-}
-
-// withPassword is a rig whose neighbor has a Secret.
-func withPassword(t *testing.T) (*rig, *secrets) {
-	t.Helper()
-	r := newRig(t)
-	s := &secrets{}
-	r.Secrets = s
-	change(r, types.NamespacedName{Namespace: "metallb-system", Name: "metallb-n1"}, &frrk8sv1beta1.FRRConfiguration{}, func(c *frrk8sv1beta1.FRRConfiguration) {
-		c.Spec.BGP.Routers[0].Neighbors[0].PasswordSecret = frrk8sv1beta1.SecretReference{Name: "tor", Namespace: "metallb-system"}
-	})
-	r.setLabel(true)
-	return r, s
-}
-
-func (r *rig) password() string {
-	if len(r.bgp.config.Routers) == 0 || len(r.bgp.config.Routers[0].Neighbors) == 0 {
-		return "no neighbor"
-	}
-	return r.bgp.config.Routers[0].Neighbors[0].Password
-}
-
-func TestPasswordOutlivesTheAPIServer(t *testing.T) {
-	r, s := withPassword(t)
-	r.sync()
-	r.settle()
-	if r.password() != "hush" || s.reads != 1 {
-		t.Fatalf("password %q after %d reads, want one read", r.password(), s.reads)
-	}
-	s.err = errors.New("away")
-	r.now = r.now.Add(secretAge)
-	r.syncBGP()
-	if r.password() != "hush" || s.reads != 2 {
-		t.Errorf("with the API server away: password %q after %d reads", r.password(), s.reads)
-	}
-}
-
-func TestUnreadPasswordIsTriedAgain(t *testing.T) {
-	r, s := withPassword(t)
-	s.err = errors.New("away")
-	r.sync()
-	r.settle()
-	again, err := r.SyncBGP(t.Context())
-	if err != nil || again != secretAge || r.password() != "no neighbor" {
-		t.Errorf("again in %v, error %v, password %q; want another try in %v and no neighbor", again, err, r.password(), secretAge)
-	}
-	s.err = nil
-	r.now = r.now.Add(secretAge)
-	r.syncBGP()
-	if r.password() != "hush" {
-		t.Errorf("password %q", r.password())
-	}
-}
-
-// TestWithdrawalDoesNotWaitForSecrets: reads that hang may cost a withdrawal a second, no more.
-func TestWithdrawalDoesNotWaitForSecrets(t *testing.T) {
-	r, s := withPassword(t)
-	r.sync()
-	r.settle()
-	if !r.announces("192.0.2.1") {
-		t.Fatal("not announced")
-	}
-	s.hang = true
-	r.now = r.now.Add(secretAge)
-	r.setLabel(false)
-	begin := time.Now()
-	r.syncBGP()
-	if took := time.Since(begin); r.announces("192.0.2.1") || took > 5*secretsTimeout {
-		t.Errorf("announced: %v, after %v", r.announces("192.0.2.1"), took)
-	}
-}
 
 // TestSharedAddress: ns/s has n1 as primary, and another service has the same address.
 func TestSharedAddress(t *testing.T) {

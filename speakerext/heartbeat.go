@@ -52,9 +52,13 @@ var errStarting = errors.New("the speaker starts")
 // seconds pass before a dead one is noticed (leaseDurationSeconds is 4 times that).
 func (s *Speaker) Heartbeat(ctx context.Context) error {
 	interval, failing := shortestBeat, false
+	var names []string
+	for _, loop := range s.Loops() {
+		names = append(names, loop.Name)
+	}
 	for {
 		wait := lookAtLoops
-		err := s.loops.work(s.Now())
+		err := s.loops.work(s.Now(), names)
 		if err == nil {
 			begun := s.Now()
 			interval, err = s.beat(ctx, interval)
@@ -164,10 +168,10 @@ func (l *loops) enter(name string, now func() time.Time) (leave func()) {
 }
 
 // work is nil when each loop has come back at least once, and none is in a call for too long.
-func (l *loops) work(now time.Time) error {
+func (l *loops) work(now time.Time, names []string) error {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
-	for _, name := range []string{dataplaneLoop, bgpLoop, reportLoop} {
+	for _, name := range names {
 		switch c := l.calls[name]; {
 		case !c.begun.IsZero() && now.Sub(c.begun) > hangs:
 			return fmt.Errorf("the %s loop hangs: it has been in one call for more than %v", name, hangs)

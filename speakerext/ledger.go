@@ -25,13 +25,14 @@ type programmed struct {
 // and after it is applied; what it says is programmed is what the guard may open for.
 type ledger struct {
 	mutex     sync.Mutex
-	applied   []entry               // applied, not yet seen at the integration bridge; oldest first
-	confirmed map[string]programmed // by service key
-	refused   map[string]string     // by service key: why this node can't serve it
-	behind    []string              // keys of services whose packets are not treated as wanted; ordered
-	started   bool                  // some plan has been confirmed since the start
-	problems  map[string][]string   // what each loop could not honour
-	config    offers                // of the newest BGP sync
+	applied   []entry                      // applied, not yet seen at the integration bridge; oldest first
+	confirmed map[string]programmed        // by service key
+	refused   map[string]string            // by service key: why this node can't serve it
+	behind    []string                     // keys of services whose packets are not treated as wanted; ordered
+	started   bool                         // some plan has been confirmed since the start
+	problems  map[string][]string          // what each loop could not honour
+	findings  map[types.NamespacedName]int // problems per FRRConfiguration, those with none left out
+	config    offers                       // of the newest BGP sync
 }
 
 // offers answers which addresses this node's FRRConfigurations hold a host route for, and for
@@ -152,6 +153,18 @@ func (l *ledger) setProblems(loop string, problems []string) {
 		l.problems = map[string][]string{}
 	}
 	l.problems[loop] = problems
+}
+
+func (l *ledger) setFindings(findings map[types.NamespacedName]int) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.findings = findings
+}
+
+func (l *ledger) allFindings() map[types.NamespacedName]int {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.findings
 }
 
 // setFailure records why a loop's last application failed, or, by nil, that it did not. It is

@@ -4,6 +4,7 @@ package speakerext
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/bgp"
 )
 
 const (
@@ -31,7 +33,7 @@ const (
 
 // SyncReport brings the node's EgressNode up to date, never when it is equal.
 func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
-	defer s.loops.enter(reportLoop, s.Now)()
+	defer s.loops.enter(reportName, s.Now)()
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	if wait := s.reportAfter.Sub(s.Now()); wait > 0 {
@@ -45,17 +47,28 @@ func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	var again time.Duration
+	if s.BGP != nil {
+		if again, err = s.syncSessionStates(ctx, report); err != nil {
+			return again, errors.Join(err, s.writeReport(ctx, report, all))
+		}
+	}
+	return again, s.writeReport(ctx, report, all)
+}
+
+// writeReport writes the EgressNode, unless it is equal.
+func (s *Speaker) writeReport(ctx context.Context, report *v1alpha1.EgressNode, all []*followed) error {
 	after := report.DeepCopy()
 	after.Status = s.status(all)
 	if equality.Semantic.DeepEqual(report.Status, after.Status) {
-		return 0, nil
+		return nil
 	}
 	began := s.Now()
 	if err := s.Client.Status().Patch(ctx, after, client.MergeFrom(report)); err != nil {
-		return 0, fmt.Errorf("write EgressNode %s: %w", s.Node, err)
+		return fmt.Errorf("write EgressNode %s: %w", s.Node, err)
 	}
 	s.reportAfter = s.Now().Add(restAfter(s.Now().Sub(began)))
-	return 0, nil
+	return nil
 }
 
 // restAfter is the time from one report to the next, of which the API server took so long to write the one.
@@ -94,16 +107,18 @@ func ownedBy(node *corev1.Node) metav1.OwnerReference {
 
 // status is what this node has to say.
 func (s *Speaker) status(all []*followed) v1alpha1.EgressNodeStatus {
-	status := v1alpha1.EgressNodeStatus{Version: s.Version, GatewayMode: s.gatewayMode(), Problems: s.ledger.allProblems()}
+	sessions := s.sessions()
+	status := v1alpha1.EgressNodeStatus{Version: s.Version, GatewayMode: s.gatewayMode(), Problems: append(s.ledger.allProblems(), sessionProblems(sessions)...)}
 	if len(status.Problems) > maxProblems {
 		more := len(status.Problems) - maxProblems + 1
 		status.Problems = append(status.Problems[:maxProblems-1], fmt.Sprintf("and %d more", more))
 	}
 	behind := s.ledger.allBehind()
 	status.Behind, status.BehindCount = behind[:min(len(behind), maxBehind)], int32(len(behind))
-	for _, session := range s.BGP.Sessions() {
+	for _, session := range sessions {
 		status.BGPSessions = append(status.BGPSessions, v1alpha1.BGPSession{
-			Peer: session.Peer.String(), VRF: session.VRF, State: string(session.State), GracefulRestart: session.GracefulRestart, LastError: session.LastError,
+			Peer: session.Peer.String(), VRF: session.VRF, State: string(session.State), BFD: string(session.BFD),
+			GracefulRestart: session.GracefulRestart, LastError: session.LastError,
 		})
 	}
 	o := s.ledger.offers()
@@ -116,6 +131,14 @@ func (s *Speaker) status(all []*followed) v1alpha1.EgressNodeStatus {
 		}
 	}
 	return status
+}
+
+// sessions are the speaker's, none where MetalLB announces itself.
+func (s *Speaker) sessions() []bgp.Session {
+	if s.BGP == nil {
+		return nil
+	}
+	return s.BGP.Sessions()
 }
 
 // answer is this node's entry for one service, when it has a role in it.
@@ -141,7 +164,7 @@ func (s *Speaker) answer(f *followed, o offers) (v1alpha1.EgressNodeService, boo
 		return len(sources) > 0 && !slices.ContainsFunc(sources, func(a netip.Addr) bool { return !is(a) })
 	}
 	entry.Offered = every(func(a netip.Addr) bool { return o.offered[a] })
-	entry.Announced = role == v1alpha1.RolePrimary && every(func(a netip.Addr) bool {
+	entry.Announced = role == v1alpha1.RolePrimary && s.BGP != nil && every(func(a netip.Addr) bool {
 		return o.open[a] && s.BGP.Announced(netip.PrefixFrom(a, a.BitLen()))
 	})
 	refusal := s.ledger.refusal(entry.Key)
@@ -150,6 +173,7 @@ func (s *Speaker) answer(f *followed, o offers) (v1alpha1.EgressNodeService, boo
 		entry.Reason = refusal
 	case !entry.Programmed:
 		entry.Reason = "the dataplane is not programmed yet"
+	case s.BGP == nil:
 	case role == v1alpha1.RolePrimary && !entry.Offered:
 		entry.Reason = "MetalLB has not handed this node the route yet"
 	case role == v1alpha1.RolePrimary && !entry.Announced:

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
@@ -50,16 +51,23 @@ func (d *fakeDataplane) Changed() <-chan struct{}      { return nil }
 func (d *fakeDataplane) Remove(context.Context) error  { return nil }
 func (d *fakeDataplane) Close()                        {}
 
-// fakeBGP holds what it was given, and its one session is established.
-type fakeBGP struct{ config bgp.Config }
+// fakeBGP holds what it was given, and its one session is established unless sessions says otherwise.
+type fakeBGP struct {
+	config   bgp.Config
+	sessions []bgp.Session
+}
 
 func (b *fakeBGP) Apply(_ context.Context, want bgp.Config) error {
 	b.config = want
 	return nil
 }
 func (b *fakeBGP) Sessions() []bgp.Session {
+	if b.sessions != nil {
+		return b.sessions
+	}
 	return []bgp.Session{{Peer: netip.MustParseAddr("172.18.0.100"), State: bgp.Established, GracefulRestart: true}}
 }
+func (b *fakeBGP) Counters(context.Context) []bgp.Counters  { return nil }
 func (b *fakeBGP) Announced(p netip.Prefix) bool            { return b.config.Offers(p.Addr()) }
 func (b *fakeBGP) Changed() <-chan struct{}                 { return nil }
 func (b *fakeBGP) Stop(context.Context, bgp.StopMode) error { return nil }
@@ -70,6 +78,7 @@ type rig struct {
 	*Speaker
 	dataplane *fakeDataplane
 	bgp       *fakeBGP
+	events    *events.FakeRecorder
 	now       time.Time
 }
 
@@ -88,10 +97,10 @@ func newRig(t *testing.T, objects ...client.Object) *rig {
 			t.Fatal(err)
 		}
 	}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(cluster(), objects...)...).WithStatusSubresource(&v1alpha1.EgressNode{}).Build()
-	r := &rig{T: t, dataplane: &fakeDataplane{}, bgp: &fakeBGP{}, now: time.Unix(1000, 0)}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(cluster(), objects...)...).WithStatusSubresource(&v1alpha1.EgressNode{}, &frrk8sv1beta1.BGPSessionState{}).Build()
+	r := &rig{T: t, dataplane: &fakeDataplane{}, bgp: &fakeBGP{}, events: events.NewFakeRecorder(100), now: time.Unix(1000, 0)}
 	r.Speaker = New(Options{
-		Node: "n1", Version: "test", FRRNamespace: "metallb-system", Client: c, Secrets: c,
+		Node: "n1", Version: "test", FRRNamespace: "metallb-system", Client: c, Recorder: r.events,
 		Subnets:   Subnets{Services: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}},
 		Dataplane: r.dataplane, BGP: r.bgp, Logger: log.NewNopLogger(), Now: func() time.Time { return r.now },
 	})

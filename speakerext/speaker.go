@@ -3,6 +3,7 @@
 package speakerext
 
 import (
+	"context"
 	"net/netip"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
@@ -45,21 +47,25 @@ type Options struct {
 	// FRRNamespace is where the FRRConfigurations are: MetalLB's own namespace.
 	FRRNamespace string
 	Subnets      Subnets
-	// Client reads from caches and writes to the API server; Secrets reads from the API server.
-	Client    client.Client
-	Secrets   client.Reader
+	// Pod is the name of the pod that the speaker runs in, in FRRNamespace; empty without one.
+	Pod string
+	// Client reads from caches and writes to the API server.
+	Client client.Client
+	// Recorder writes events onto FRRConfigurations.
+	Recorder  events.EventRecorder
 	Dataplane dataplane.Dataplane
-	BGP       bgp.Speaker
-	Logger    log.Logger
+	// BGP is nil where MetalLB announces itself.
+	BGP    bgp.Speaker
+	Logger log.Logger
 	// Now is the clock.
 	Now func() time.Time
 }
 
 // The loops' names.
 const (
-	dataplaneLoop = "dataplane"
-	bgpLoop       = "bgp"
-	reportLoop    = "report"
+	dataplaneName = "dataplane"
+	bgpName       = "bgp"
+	reportName    = "report"
 )
 
 // Speaker holds the three loops' state. Each Sync method is called by one goroutine.
@@ -74,11 +80,13 @@ type Speaker struct {
 	wasPrimary map[types.NamespacedName]lingering
 	applied    map[string]dataplane.Service // by service key: as of the last application that did not fail
 	// Of the BGP loop.
-	passwords map[string]password
 	withheld  []netip.Addr
 	startedAt time.Time
+	other     string               // pod of another daemon
+	noted     map[types.UID]string // what the last event on an FRRConfiguration said
 	// Of the report loop.
 	reportAfter time.Time // when the next may be written
+	statesAfter time.Time // when BGPSessionStates may be written next
 
 	modeMutex sync.Mutex
 	mode      string
@@ -95,41 +103,59 @@ func New(o Options) *Speaker {
 // Loop is one of the speaker's loops: what to call, the kinds whose changes call for it, and
 // the channels that do.
 type Loop struct {
-	Name    string
+	Name string
+	// Sync returns when to be called again though nothing happens; 0: never.
+	Sync    func(context.Context) (again time.Duration, err error)
 	Watched []client.Object
-	Wake    []<-chan struct{}
+	// Relevant, when set, says which changes call for it: before is nil for an object that is new,
+	// after for one that is gone.
+	Relevant func(before, after client.Object) bool
+	Wake     []<-chan struct{}
 }
 
-// DataplaneLoop drives SyncDataplane.
-func (s *Speaker) DataplaneLoop() Loop {
+// Loops are all that have to run.
+func (s *Speaker) Loops() []Loop {
+	if s.BGP == nil {
+		return []Loop{s.dataplaneLoop(), s.reportLoop()}
+	}
+	return []Loop{s.dataplaneLoop(), s.bgpLoop(), s.reportLoop()}
+}
+
+func (s *Speaker) dataplaneLoop() Loop {
 	watched := []client.Object{
 		&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &corev1.Service{}, &corev1.Node{}, &corev1.Pod{}, &discoveryv1.EndpointSlice{},
 	}
 	if len(s.Subnets.Services) == 0 {
 		watched = append(watched, &networkingv1.ServiceCIDR{})
 	}
-	return Loop{Name: dataplaneLoop, Watched: watched, Wake: []<-chan struct{}{s.Dataplane.Changed()}}
+	return Loop{Name: dataplaneName, Sync: s.SyncDataplane, Watched: watched, Wake: []<-chan struct{}{s.Dataplane.Changed()}}
 }
 
-// BGPLoop drives SyncBGP. It must not run before everything that the guard depends on has been
-// read: all of it is watched.
-func (s *Speaker) BGPLoop() Loop {
+// bgpLoop must not run before everything that the guard depends on has been read: all of it is
+// watched.
+func (s *Speaker) bgpLoop() Loop {
 	return Loop{
-		Name: bgpLoop,
+		Name: bgpName, Sync: s.SyncBGP,
 		Watched: []client.Object{
 			&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &corev1.Service{}, &corev1.Node{}, &frrk8sv1beta1.FRRConfiguration{},
+			&corev1.Secret{}, &corev1.Pod{},
 		},
-		Wake: []<-chan struct{}{s.bgpWake},
+		Relevant: s.concernsBGP,
+		Wake:     []<-chan struct{}{s.bgpWake},
 	}
 }
 
-// ReportLoop drives SyncReport.
-func (s *Speaker) ReportLoop() Loop {
-	return Loop{
-		Name:    reportLoop,
+func (s *Speaker) reportLoop() Loop {
+	loop := Loop{
+		Name: reportName, Sync: s.SyncReport,
 		Watched: []client.Object{&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &v1alpha1.EgressNode{}},
-		Wake:    []<-chan struct{}{s.reportWake, s.BGP.Changed()},
+		Wake:    []<-chan struct{}{s.reportWake},
 	}
+	if s.BGP != nil {
+		loop.Watched = append(loop.Watched, &frrk8sv1beta1.BGPSessionState{})
+		loop.Wake = append(loop.Wake, s.BGP.Changed())
+	}
+	return loop
 }
 
 // wake asks a loop to run once more.

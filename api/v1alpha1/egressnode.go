@@ -97,6 +97,10 @@ type BGPSession struct {
 	VRF string `json:"vrf,omitempty"`
 	// state is the BGP finite state machine's state (RFC 4271 §8.2.2), for example Established.
 	State string `json:"state"`
+	// bfd is the state of the BFD session beside it: Up, Down, or Suspended for some minutes because
+	// it ended the BGP session again and again. Empty without BFD.
+	// +optional
+	BFD string `json:"bfd,omitempty"`
 	// gracefulRestart is true when both sides have announced graceful restart (RFC 4724) for the
 	// address families in use: the peer keeps the routes for a while when this speaker goes away.
 	// +optional

@@ -36,19 +36,13 @@ import (
 
 var version = "unknown"
 
-// Values of -bgp-backend.
-const (
-	backEndGoBGP    = "gobgp"
-	backEndExternal = "external"
-)
-
 type options struct {
 	program.Common
 	leaderElection bool
 	namespace      string
 	failurePolicy  string
 	ignoreExclude  bool
-	backEnd        string
+	backEnd        program.BackEnd
 	manage         bool
 	withdraw       bool
 	perService     bool
@@ -58,17 +52,17 @@ type options struct {
 }
 
 func main() {
-	var o options
+	o := options{backEnd: program.GoBGP}
 	o.Register(flag.CommandLine)
 	flag.BoolVar(&o.leaderElection, "leader-election", true, "let one of several replicas lead, by a Lease")
 	flag.StringVar(&o.namespace, "namespace", "metallb-system", "`namespace` of the leader election's Lease")
 	flag.StringVar(&o.failurePolicy, "failure-policy", "Open", "failure policy of services without the annotation: Open or Closed")
 	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-lb", false, "elect nodes labelled node.kubernetes.io/exclude-from-external-load-balancers too: set it as for MetalLB's speakers")
-	flag.StringVar(&o.backEnd, "bgp-backend", backEndGoBGP, "who announces: gobgp, the egress-speakers, or external, MetalLB itself")
+	flag.Var(&o.backEnd, "bgp-backend", "who announces: gobgp, the egress-speakers, or external, MetalLB itself")
 	flag.BoolVar(&o.manage, "manage-advertisements", false, "exclude egress services from BGPAdvertisements of others that announce them from other nodes, too")
 	flag.BoolVar(&o.withdraw, "withdraw", false, "remove everything that a controller has made, EgressServices excepted, and end: for uninstalling, once no other controller runs")
 	flag.BoolVar(&o.perService, "metrics-per-service", true, "export the metrics that have series for each EgressService")
-	o.metrics.Register(flag.CommandLine)
+	o.metrics.Register(flag.CommandLine, metricsserver.ControllerAddress)
 	flag.Parse()
 	err := o.RedirectLibraries()
 	if err == nil {
@@ -85,10 +79,7 @@ func run(ctx context.Context, o options) error {
 	if policy != v1alpha1.FailOpen && policy != v1alpha1.FailClosed {
 		return fmt.Errorf("-failure-policy %q: want Open or Closed", o.failurePolicy)
 	}
-	if o.backEnd != backEndGoBGP && o.backEnd != backEndExternal {
-		return fmt.Errorf("-bgp-backend %q: want %s or %s", o.backEnd, backEndGoBGP, backEndExternal)
-	}
-	guarded := o.backEnd == backEndGoBGP
+	guarded := o.backEnd == program.GoBGP
 	logger, err := o.Logger()
 	if err != nil {
 		return err

@@ -37,13 +37,13 @@ func (c *cluster) startReplica(ctx context.Context, flags ...string) *replica {
 		namespace:      metallbNamespace,
 		failurePolicy:  "Open",
 		ignoreExclude:  slices.Contains(flags, "ignore-exclude-lb"),
-		backEnd:        backEndGoBGP,
+		backEnd:        program.GoBGP,
 		manage:         slices.Contains(flags, "manage-advertisements"),
 		withdraw:       slices.Contains(flags, "withdraw"),
 		tune:           r.traffic.tune,
 	}
 	if slices.Contains(flags, "external") {
-		o.backEnd = backEndExternal
+		o.backEnd = program.External
 	}
 	go func() {
 		defer close(r.ended)

@@ -37,9 +37,9 @@ func TestFlags(t *testing.T) {
 		args []string
 		want options
 	}{
-		{"by default: secure", nil, options{DefaultMetricsAddress, true, true, ""}},
+		{"by default: secure", nil, options{ControllerAddress, true, true, ""}},
 		{"another address and a certificate", []string{"-metrics-bind-address=127.0.0.1:1", "-metrics-cert-dir=/tls"}, options{"127.0.0.1:1", true, true, "/tls"}},
-		{"without TLS nobody is asked who they are", []string{"-metrics-secure=false", "-metrics-cert-dir=/tls"}, options{DefaultMetricsAddress, false, false, ""}},
+		{"without TLS nobody is asked who they are", []string{"-metrics-secure=false", "-metrics-cert-dir=/tls"}, options{ControllerAddress, false, false, ""}},
 		{"off", []string{"-metrics-bind-address=0"}, options{Address: "0"}},
 		{"an empty address is not controller-runtime's default", []string{"-metrics-bind-address="}, options{Address: "0"}},
 	}
@@ -60,7 +60,7 @@ func parseMetrics(t *testing.T, args ...string) metricsserver.Options {
 	t.Helper()
 	var m Flags
 	flags := flag.NewFlagSet("", flag.ContinueOnError)
-	m.Register(flags)
+	m.Register(flags, ControllerAddress)
 	if err := flags.Parse(args); err != nil {
 		t.Fatal(err)
 	}
