@@ -137,7 +137,7 @@ func (s *Speaker) permissions(node *corev1.Node, all []*followed) map[netip.Addr
 }
 
 func (s *Speaker) mayAnnounce(node *corev1.Node, f *followed, address netip.Addr) bool {
-	if f.role(s.Node) != v1alpha1.RolePrimary {
+	if f.role(s.Node) != v1alpha1.RolePrimary || !slices.Contains(f.sourceIPs(), address) {
 		return false
 	}
 	if _, labelled := node.Labels[f.assignment.Spec.LabelKey]; !labelled {
