@@ -27,26 +27,50 @@ func (g Guard) Filter(c Config) (allowed Config, withheld []netip.Addr) {
 		closed[address.Unmap()] = closed[address.Unmap()] || !open
 	}
 	taken := map[netip.Addr]bool{}
+	// Neighbors that share their routes go on doing so.
+	type list struct {
+		first  *Route
+		length int
+	}
+	kept := map[list][]Route{}
 	allowed.Routers = slices.Clone(c.Routers)
 	for i := range allowed.Routers {
 		neighbors := slices.Clone(allowed.Routers[i].Neighbors)
 		for j := range neighbors {
-			neighbors[j].Routes = withhold(neighbors[j].Routes, closed, taken)
+			routes := neighbors[j].Routes
+			if len(routes) == 0 {
+				continue
+			}
+			key := list{&routes[0], len(routes)}
+			if _, done := kept[key]; !done {
+				kept[key] = withhold(routes, closed, taken)
+			}
+			neighbors[j].Routes = kept[key]
 		}
 		allowed.Routers[i].Neighbors = neighbors
 	}
 	return allowed, slices.SortedFunc(maps.Keys(taken), netip.Addr.Compare)
 }
 
-// withhold returns routes without the host routes of closed addresses, and notes those in taken.
-func withhold(routes []Route, closed, taken map[netip.Addr]bool) []Route {
+// withhold returns routes without the host routes of closed addresses, and notes those in taken. It is
+// routes itself when there are none. It looks at every route: nothing that it is given, ordered or not,
+// may slip through.
+func withhold(routes []Route, closed map[netip.Addr]bool, taken map[netip.Addr]bool) []Route {
 	var kept []Route
-	for _, route := range routes {
-		if host, ok := hostAddress(route.Prefix); ok && closed[host] {
-			taken[host] = true
+	copied := 0 // routes before this one are in kept, or withheld
+	for i := range routes {
+		host, ok := hostAddress(routes[i].Prefix)
+		if !ok || !closed[host] {
 			continue
 		}
-		kept = append(kept, route)
+		taken[host] = true
+		if kept == nil {
+			kept = make([]Route, 0, len(routes)-1)
+		}
+		kept, copied = append(kept, routes[copied:i]...), i+1
 	}
-	return kept
+	if copied == 0 {
+		return routes
+	}
+	return append(kept, routes[copied:]...)
 }

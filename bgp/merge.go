@@ -161,13 +161,13 @@ func (m *merger) addRouter(report source, router *frrk8sv1beta1.Router) {
 	} else if id.IsValid() && id != into.id {
 		report.problem("router of VRF %q: id %s contradicts %s of an older object, ignored", router.VRF, id, into.id)
 	}
-	prefixes := parsePrefixes(report.reporter, "prefixes", router.Prefixes)
+	prefixes := newOwnPrefixes(report.reporter, router.Prefixes)
 	for i := range router.Neighbors {
 		m.addNeighbor(report, into, prefixes, &router.Neighbors[i])
 	}
 }
 
-func (m *merger) addNeighbor(report source, router *routerMerge, prefixes map[netip.Prefix]bool, neighbor *frrk8sv1beta1.Neighbor) {
+func (m *merger) addNeighbor(report source, router *routerMerge, prefixes *ownPrefixes, neighbor *frrk8sv1beta1.Neighbor) {
 	report.neighbor = cmp.Or(neighbor.Address, neighbor.Interface)
 	next, ok := m.convert(report, router.asn, neighbor)
 	if !ok {

@@ -37,12 +37,13 @@ type neighborMerge struct {
 	report   reporter   // of the object that came first
 	nextHop4 netip.Addr // toAdvertise.nextHop.ipv4
 	nextHop6 netip.Addr // toAdvertise.nextHop.ipv6
-	routes   map[netip.Prefix]*Route
+	routes   []Route    // ordered
+	shared   bool       // routes are other neighbors' too, and must not be changed
 }
 
 // convert reads one neighbor, its routes aside. It is false when the neighbor is refused.
 func (m *merger) convert(report source, localASN uint32, in *frrk8sv1beta1.Neighbor) (*neighborMerge, bool) {
-	out := &neighborMerge{report: report.reporter, routes: map[netip.Prefix]*Route{}}
+	out := &neighborMerge{report: report.reporter}
 	for _, step := range []func() error{
 		func() (err error) { out.Address, err = parsePeer(in); return },
 		func() (err error) { out.ASN, err = peerASN(localASN, in); return },

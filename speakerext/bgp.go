@@ -95,7 +95,7 @@ func (s *Speaker) merge(ctx context.Context, node *corev1.Node, objects []frrk8s
 		s.report(nil, nil)
 		return bgp.Config{}, nil
 	}
-	config, findings := bgp.Merge(nodeView(node), objects, s.passwords(ctx))
+	config, findings := s.merger.Merge(nodeView(node), objects, s.passwords(ctx))
 	s.report(objects, findings)
 	return config, nil
 }

@@ -80,6 +80,7 @@ type Speaker struct {
 	wasPrimary map[types.NamespacedName]lingering
 	applied    map[string]dataplane.Service // by service key: as of the last application that did not fail
 	// Of the BGP loop.
+	merger    bgp.Merger
 	withheld  []netip.Addr
 	startedAt time.Time
 	other     string               // pod of another daemon

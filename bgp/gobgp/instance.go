@@ -50,6 +50,10 @@ type instance struct {
 	applying sync.Mutex
 	ended    bool
 	policies policies
+	// given are the routes of each neighbor as of the last apply; unsure says that it failed, or that
+	// they mean something else by now.
+	given  map[netip.Addr][]bgp.Route
+	unsure bool
 
 	mu       sync.Mutex
 	peers    map[netip.Addr]peer
@@ -126,10 +130,17 @@ func (i *instance) apply(ctx context.Context, want bgp.Router, restarting func(v
 	failed(i.withdraw(ctx, plan))
 	missing, err := i.addStatements(ctx, plan)
 	failed(err)
-	plan.without(missing)
+	if len(missing) > 0 {
+		plan.without(missing)
+		failed(i.withdraw(ctx, plan))
+	}
 	failed(i.announce(ctx, plan))
 	failed(i.removeStatements(ctx))
 	failed(i.addPeers(ctx, want, restarting))
+	i.given, i.unsure = map[netip.Addr][]bgp.Route{}, len(errs) > 0
+	for _, neighbor := range want.Neighbors {
+		i.given[neighbor.Address] = neighbor.Routes
+	}
 	i.wake() // BFD may be another
 	return errors.Join(errs...)
 }

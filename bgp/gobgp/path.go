@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -25,10 +24,10 @@ const batch = 500
 // for every family there is, some 9 MiB.
 var globalFamilies = []uint32{0, 1}
 
-// plan is what a server should have.
+// plan is what has to change.
 type plan struct {
-	paths      map[netip.Prefix][]tag // tags ordered
-	statements map[tag]statement
+	paths      map[netip.Prefix][]tag // as they should be, tags ordered; without tags: not at all
+	statements map[tag]statement      // that the tags need
 }
 
 // statement is what a tag stands for.
@@ -38,15 +37,19 @@ type statement struct {
 	asn   uint32    // the local one of the session
 }
 
-// plan numbers peers and attributes and works out the tags of every prefix.
+// plan numbers peers and attributes, and works out the tags of the prefixes that have changed.
 func (i *instance) plan(want bgp.Router) plan {
-	plan := plan{paths: map[netip.Prefix][]tag{}, statements: map[tag]statement{}}
+	plan := plan{paths: i.changed(want), statements: map[tag]statement{}}
 	for _, neighbor := range want.Neighbors {
-		index := i.peerNumber(neighbor.Address)
-		for _, route := range neighbor.Routes {
-			asn := cmp.Or(neighbor.LocalASN, want.ASN)
+		index, asn := i.peerNumber(neighbor.Address), cmp.Or(neighbor.LocalASN, want.ASN)
+		for prefix, tags := range plan.paths {
+			at, ok := bgp.FindRoute(neighbor.Routes, prefix)
+			if !ok {
+				continue
+			}
+			route := neighbor.Routes[at]
 			t := tag{index, i.policies.attributesNumber(route, asn)}
-			plan.paths[route.Prefix] = append(plan.paths[route.Prefix], t)
+			plan.paths[prefix] = append(tags, t)
 			plan.statements[t] = statement{neighbor.Address, route, asn}
 		}
 	}
@@ -56,11 +59,79 @@ func (i *instance) plan(want bgp.Router) plan {
 	return plan
 }
 
-// without takes tags out of the plan.
-func (p plan) without(missing map[tag]bool) {
-	if len(missing) == 0 {
+// changed are the prefixes whose path may have to be another: those that some neighbor has otherwise
+// than when all was well last, or all of them when it was not.
+func (i *instance) changed(want bgp.Router) map[netip.Prefix][]tag {
+	changed := map[netip.Prefix][]tag{}
+	add := func(routes []bgp.Route) {
+		for _, route := range routes {
+			changed[route.Prefix] = nil
+		}
+	}
+	if i.unsure {
+		for prefix := range i.paths {
+			changed[prefix] = nil
+		}
+	}
+	wanted := map[netip.Addr]bool{}
+	compared := map[[2]*bgp.Route]bool{} // neighbors often share their routes
+	for _, neighbor := range want.Neighbors {
+		wanted[neighbor.Address] = true
+		before, now := i.given[neighbor.Address], neighbor.Routes
+		if i.unsure || len(before) == 0 || len(now) == 0 {
+			add(before)
+			add(now)
+			continue
+		}
+		if pair := [2]*bgp.Route{&before[0], &now[0]}; !compared[pair] || len(before) != len(now) {
+			compared[pair] = true
+			compare(before, now, changed)
+		}
+	}
+	for address, routes := range i.given {
+		if !wanted[address] {
+			add(routes)
+		}
+	}
+	return changed
+}
+
+// compare adds the prefixes that only one of two ordered lists has, or both with other attributes.
+func compare(before, now []bgp.Route, changed map[netip.Prefix][]tag) {
+	if &before[0] == &now[0] && len(before) == len(now) {
 		return
 	}
+	for len(before) > 0 && len(now) > 0 {
+		switch order := bgp.ComparePrefixes(before[0].Prefix, now[0].Prefix); {
+		case order < 0:
+			changed[before[0].Prefix] = nil
+			before = before[1:]
+		case order > 0:
+			changed[now[0].Prefix] = nil
+			now = now[1:]
+		default:
+			if !sameAttributes(&before[0], &now[0]) {
+				changed[now[0].Prefix] = nil
+			}
+			before, now = before[1:], now[1:]
+		}
+	}
+	for _, rest := range [][]bgp.Route{before, now} {
+		for _, route := range rest {
+			changed[route.Prefix] = nil
+		}
+	}
+}
+
+func sameAttributes(a, b *bgp.Route) bool {
+	if (a.LocalPref == nil) != (b.LocalPref == nil) || a.LocalPref != nil && *a.LocalPref != *b.LocalPref {
+		return false
+	}
+	return a.NextHop == b.NextHop && a.Prepend == b.Prepend && slices.Equal(a.Communities, b.Communities) && slices.Equal(a.LargeCommunities, b.LargeCommunities)
+}
+
+// without takes tags out of the plan.
+func (p plan) without(missing map[tag]bool) {
 	for prefix, tags := range p.paths {
 		p.paths[prefix] = slices.DeleteFunc(tags, func(t tag) bool { return missing[t] })
 	}
@@ -69,12 +140,12 @@ func (p plan) without(missing map[tag]bool) {
 // withdraw removes the paths that the plan doesn't have.
 func (i *instance) withdraw(ctx context.Context, plan plan) error {
 	var gone []netip.Prefix
-	for prefix := range i.paths {
-		if _, ok := plan.paths[prefix]; !ok {
+	for prefix, tags := range plan.paths {
+		if _, there := i.paths[prefix]; there && len(tags) == 0 {
 			gone = append(gone, prefix)
 		}
 	}
-	slices.SortFunc(gone, netip.Prefix.Compare)
+	slices.SortFunc(gone, bgp.ComparePrefixes)
 	return i.inBatches(ctx, "withdrawing", gone, nil, func(paths []*gobgpapiutil.Path) error {
 		return i.server.DeletePath(gobgpapiutil.DeletePathRequest{Paths: paths})
 	})
@@ -83,11 +154,12 @@ func (i *instance) withdraw(ctx context.Context, plan plan) error {
 // announce gives GoBGP the paths that are new or whose tags have changed.
 func (i *instance) announce(ctx context.Context, plan plan) error {
 	var changed []netip.Prefix
-	for _, prefix := range slices.SortedFunc(maps.Keys(plan.paths), netip.Prefix.Compare) {
-		if applied, ok := i.paths[prefix]; !ok || !slices.Equal(applied, plan.paths[prefix]) {
+	for prefix, tags := range plan.paths {
+		if len(tags) > 0 && !slices.Equal(i.paths[prefix], tags) {
 			changed = append(changed, prefix)
 		}
 	}
+	slices.SortFunc(changed, bgp.ComparePrefixes)
 	return i.inBatches(ctx, "announcing", changed, plan.paths, func(paths []*gobgpapiutil.Path) error {
 		_, err := i.server.AddPath(gobgpapiutil.AddPathRequest{Paths: paths})
 		return err
@@ -136,10 +208,12 @@ func (i *instance) record(prefixes []netip.Prefix, tags map[netip.Prefix][]tag) 
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, prefix := range prefixes {
+		i.policies.use(i.paths[prefix], -1)
 		if tags == nil {
 			delete(i.paths, prefix)
 		} else {
 			i.paths[prefix] = tags[prefix]
+			i.policies.use(tags[prefix], 1)
 		}
 	}
 }

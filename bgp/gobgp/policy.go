@@ -50,11 +50,21 @@ type policies struct {
 	nextPeer, nextAttributes uint32
 	attributes               map[string]uint32 // number of a set of attributes, by attributesKey
 	statements               map[tag]bool
+	paths                    map[tag]int     // how many paths have a tag
 	neighborSets             map[uint32]bool // by peer number
 }
 
 func newPolicies() policies {
-	return policies{attributes: map[string]uint32{}, statements: map[tag]bool{}, neighborSets: map[uint32]bool{}}
+	return policies{attributes: map[string]uint32{}, statements: map[tag]bool{}, paths: map[tag]int{}, neighborSets: map[uint32]bool{}}
+}
+
+// use counts the paths that have tags.
+func (p *policies) use(tags []tag, by int) {
+	for _, t := range tags {
+		if p.paths[t] += by; p.paths[t] == 0 {
+			delete(p.paths, t)
+		}
+	}
 }
 
 // attributesKey is equal for routes that differ only in their prefix. asn is the one to prepend.
@@ -222,18 +232,14 @@ func texts[T fmt.Stringer](values []T) []string {
 
 // removeStatements removes those that no path needs any more.
 func (i *instance) removeStatements(ctx context.Context) error {
-	used := map[tag]bool{}
-	usedAttributes := map[uint32]bool{}
-	for _, tags := range i.paths {
-		for _, t := range tags {
-			used[t] = true
-			usedAttributes[t.attributes] = true
-		}
+	used := map[uint32]bool{}
+	for t := range i.policies.paths {
+		used[t.attributes] = true
 	}
-	maps.DeleteFunc(i.policies.attributes, func(_ string, number uint32) bool { return !usedAttributes[number] })
+	maps.DeleteFunc(i.policies.attributes, func(_ string, number uint32) bool { return !used[number] })
 	var keep, drop []tag
 	for t := range i.policies.statements {
-		if used[t] {
+		if i.policies.paths[t] > 0 {
 			keep = append(keep, t)
 		} else {
 			drop = append(drop, t)

@@ -21,7 +21,7 @@ import (
 // sink is a BGP peer that takes everything and tells nothing: what it has seen on the wire is what
 // tests look at.
 type sink struct {
-	t        *testing.T
+	t        testing.TB
 	address  netip.Addr
 	port     uint16
 	asn      uint32
@@ -38,7 +38,7 @@ type sink struct {
 }
 
 // newSink listens on address, any free port.
-func newSink(t *testing.T, address string, asn uint32) *sink {
+func newSink(t testing.TB, address string, asn uint32) *sink {
 	t.Helper()
 	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
@@ -225,6 +225,24 @@ func (s *sink) until(what string, condition func() bool) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.t.Fatalf("sink %s: no %s after %s; events %v, table %v", s.address, what, testTimeout, s.events, s.table)
+		}
+	}
+}
+
+// arrived is until, as fast as can be.
+func (s *sink) arrived(condition func() bool) {
+	s.t.Helper()
+	for {
+		s.mu.Lock()
+		ok := condition()
+		s.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-s.changed:
+		case <-time.After(testTimeout):
+			s.t.Fatal("nothing has come")
 		}
 	}
 }

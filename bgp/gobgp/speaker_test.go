@@ -3,7 +3,11 @@
 package gobgp
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,7 +15,7 @@ import (
 	"time"
 
 	"github.com/go-kit/log"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/metallb-egress/metallb-egress/bgp"
 )
@@ -96,7 +100,7 @@ func TestAnnounceAndWithdraw(t *testing.T) {
 	tor.forget()
 	apply(t, speaker, neighbor(tor, two.String()))
 	tor.has(two.String())
-	if diff := cmp.Diff([]string{"withdraw 203.0.113.1/32", "announce 203.0.113.2/32"}, tor.log()); diff != "" {
+	if diff := gocmp.Diff([]string{"withdraw 203.0.113.1/32", "announce 203.0.113.2/32"}, tor.log()); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	if speaker.Announced(one) || !speaker.Announced(two) {
@@ -121,7 +125,7 @@ func TestGatePerPeer(t *testing.T) {
 	apply(t, speaker, neighbor(a, markerOne), neighbor(b, gated, markerOne))
 	a.has(markerOne)
 	b.has(markerOne)
-	if diff := cmp.Diff([]string{"withdraw " + gated, "announce " + markerOne}, a.log()); diff != "" {
+	if diff := gocmp.Diff([]string{"withdraw " + gated, "announce " + markerOne}, a.log()); diff != "" {
 		t.Errorf("gated peer's events (-want +got):\n%s", diff)
 	}
 	if slices.Contains(b.log(), "withdraw "+gated) {
@@ -133,10 +137,10 @@ func TestGatePerPeer(t *testing.T) {
 	apply(t, speaker, neighbor(a, gated, markerTwo), neighbor(b, markerTwo))
 	a.has(markerTwo)
 	b.has(markerTwo)
-	if diff := cmp.Diff([]string{markerTwo}, b.prefixes()); diff != "" {
+	if diff := gocmp.Diff([]string{markerTwo}, b.prefixes()); diff != "" {
 		t.Errorf("the other peer's table (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{gated, markerTwo}, a.prefixes()); diff != "" {
+	if diff := gocmp.Diff([]string{gated, markerTwo}, a.prefixes()); diff != "" {
 		t.Errorf("first peer's table (-want +got):\n%s", diff)
 	}
 }
@@ -172,7 +176,7 @@ func TestAttributes(t *testing.T) {
 		external: "communities [64512:7] next hop 127.0.0.1 {AsPath: 64513}",
 		internal: "large [64512:1:2] next hop 192.0.2.99 {AsPath: } {LocalPref: 250}",
 	} {
-		if diff := cmp.Diff(want, sink.has("203.0.113.1/32")); diff != "" {
+		if diff := gocmp.Diff(want, sink.has("203.0.113.1/32")); diff != "" {
 			t.Errorf("attributes at %s (-want +got):\n%s", sink.address, diff)
 		}
 	}
@@ -240,7 +244,7 @@ func TestPeerComesLater(t *testing.T) {
 	apply(t, speaker, neighbor(a, "203.0.113.1/32", "203.0.113.2/32"), neighbor(b, "203.0.113.2/32", "203.0.113.3/32"))
 	b.has("203.0.113.3/32")
 	b.has("203.0.113.2/32")
-	if diff := cmp.Diff([]string{"203.0.113.2/32", "203.0.113.3/32"}, b.prefixes()); diff != "" {
+	if diff := gocmp.Diff([]string{"203.0.113.2/32", "203.0.113.3/32"}, b.prefixes()); diff != "" {
 		t.Errorf("new peer's table (-want +got):\n%s", diff)
 	}
 	for _, event := range a.log() {
@@ -267,7 +271,7 @@ func TestFamilies(t *testing.T) {
 		{six, "203.0.113.1/32", "next hop ::1 {AsPath: 64513}"},
 		{six, "2001:db8::1/128", "next hop ::1 {AsPath: 64513}"},
 	} {
-		if diff := cmp.Diff(want.attrib, want.sink.has(want.prefix)); diff != "" {
+		if diff := gocmp.Diff(want.attrib, want.sink.has(want.prefix)); diff != "" {
 			t.Errorf("%s at %s (-want +got):\n%s", want.prefix, want.sink.address, diff)
 		}
 	}
@@ -327,10 +331,116 @@ func TestSeveralRouters(t *testing.T) {
 	for _, s := range speaker.Sessions() {
 		sessions = append(sessions, s.VRF+" "+s.Peer.String())
 	}
-	if diff := cmp.Diff([]string{" 127.0.0.25", "lo 127.0.0.26", "none-such 127.0.0.27"}, sessions); diff != "" {
+	if diff := gocmp.Diff([]string{" 127.0.0.25", "lo 127.0.0.26", "none-such 127.0.0.27"}, sessions); diff != "" {
 		t.Errorf("sessions (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"203.0.113.1/32"}, a.prefixes()); diff != "" {
+	if diff := gocmp.Diff([]string{"203.0.113.1/32"}, a.prefixes()); diff != "" {
 		t.Errorf("a VRF's routes are in another (-want +got):\n%s", diff)
 	}
+}
+
+// TestRandomConfigs applies configurations one after the other, each different from the last in a few
+// routes of a few neighbors, and compares what the peers have with what they should.
+func TestRandomConfigs(t *testing.T) {
+	const configs = 300
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	sinks := []*sink{newSink(t, "127.0.3.1", 64512), newSink(t, "127.0.3.2", 64512), newSink(t, "127.0.3.3", 64511)}
+	speaker := newSpeaker(t, Options{})
+	pool := manyRoutes(30)
+	attributes := []func(*bgp.Route){
+		func(*bgp.Route) {},
+		func(r *bgp.Route) { r.Communities = []bgp.Community{1} },
+		func(r *bgp.Route) { r.Communities = []bgp.Community{1, 2} },
+		func(r *bgp.Route) { r.LargeCommunities = []bgp.LargeCommunity{{GlobalAdministrator: 1}} },
+		func(r *bgp.Route) { r.NextHop = netip.MustParseAddr("192.0.2.50") },
+		func(r *bgp.Route) { r.Prepend = 1 },
+	}
+	chosen := make([]map[int]int, len(sinks)) // by sink: prefix to attributes
+	for k := range chosen {
+		chosen[k] = map[int]int{}
+	}
+	for step := range configs {
+		for range random.IntN(4) {
+			k, prefix := random.IntN(len(sinks)), random.IntN(len(pool))
+			if random.IntN(3) == 0 {
+				delete(chosen[k], prefix)
+			} else {
+				chosen[k][prefix] = random.IntN(len(attributes))
+			}
+		}
+		if random.IntN(10) == 0 {
+			chosen[1] = chosen[0] // from now on they share their routes
+		}
+		if random.IntN(10) == 0 {
+			chosen[1] = maps.Clone(chosen[0])
+		}
+		canary := bgp.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(step >> 8), byte(step)}), 32)}
+		var neighbors []bgp.Neighbor
+		routes := map[string][]bgp.Route{}
+		for k, s := range sinks {
+			text := fmt.Sprint(chosen[k])
+			if routes[text] == nil {
+				for _, prefix := range slices.Sorted(maps.Keys(chosen[k])) {
+					r := pool[prefix]
+					attributes[chosen[k][prefix]](&r)
+					routes[text] = append(routes[text], r)
+				}
+				routes[text] = append(routes[text], canary)
+			}
+			n := neighbor(s)
+			n.Routes = routes[text]
+			if step > configs/2 && k == 2 {
+				n.LocalASN = 64600 // another session, other AS paths
+			}
+			neighbors = append(neighbors, n)
+		}
+		if step > 0 && random.IntN(5) == 0 { // nothing of it can be done at first
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := speaker.Apply(ctx, config(neighbors...)); err == nil {
+				t.Fatal("no error with a context that has ended")
+			}
+		}
+		apply(t, speaker, neighbors...)
+		if step == 2*configs/3 { // a peer goes, and comes back
+			apply(t, speaker, neighbors[1:]...)
+			apply(t, speaker, neighbors...)
+		}
+		for k, s := range sinks {
+			s.has(canary.Prefix.String())
+			want := map[string]string{}
+			for _, r := range neighbors[k].Routes {
+				want[r.Prefix.String()] = onTheWire(r, cmp.Or(neighbors[k].LocalASN, ownASN))
+			}
+			s.until("the right table", func() bool { return maps.Equal(want, s.table) })
+		}
+		if step%50 == 0 {
+			// However long it goes on, statements are as many as there are attributes in use.
+			if got := len(speaker.list()[0].policies.statements); got > len(sinks)*len(attributes) {
+				t.Fatalf("%d statements after %d configurations", got, step)
+			}
+		}
+	}
+}
+
+// onTheWire is how a sink writes the attributes of a route.
+func onTheWire(r bgp.Route, asn uint32) string {
+	var parts []string
+	if len(r.Communities) > 0 {
+		parts = append(parts, fmt.Sprint("communities ", r.Communities))
+	}
+	if len(r.LargeCommunities) > 0 {
+		parts = append(parts, fmt.Sprint("large ", r.LargeCommunities))
+	}
+	hop := "127.0.0.1"
+	if r.NextHop.IsValid() {
+		hop = r.NextHop.String()
+	}
+	path := fmt.Sprint(asn)
+	for range r.Prepend {
+		path += fmt.Sprintf(" %d", asn)
+	}
+	return strings.Join(append(parts, "next hop "+hop, "{AsPath: "+path+"}"), " ")
 }

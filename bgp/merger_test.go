@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bgp
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// TestMerger: whatever goes in and changes is merged anew, and nothing else.
+func TestMerger(t *testing.T) {
+	t.Parallel()
+	password := "one"
+	var missing error
+	secret := func(string) (string, error) { return password, missing }
+	node := testNode
+	objects := []frrk8sv1beta1.FRRConfiguration{
+		object(t, 0, peering("a", "203.0.113.1/32", allowAll+"passwordSecret: {name: tor}\n")),
+		object(t, 1, peering("b", "203.0.113.2/32", allowAll+"passwordSecret: {name: tor}\n")),
+	}
+	for i := range objects {
+		objects[i].UID, objects[i].ResourceVersion = types.UID(objects[i].Name), "1"
+	}
+	var merger Merger
+	var before *Neighbor
+	for _, step := range []struct {
+		name string
+		edit func()
+		same bool
+	}{
+		{"first", func() {}, false},
+		{"again", func() {}, true},
+		{"another password", func() { password = "two" }, false},
+		{"an object changes", func() { objects[1].ResourceVersion = "2" }, false},
+		{"an object is another", func() { objects[1].UID = "c" }, false},
+		{"an object goes", func() { objects = objects[:1] }, false},
+		{"the node's address", func() { node.Addresses = node.Addresses[:1] }, false},
+		{"again at last", func() {}, true},
+		{"no password", func() { missing = errors.New("missing") }, false},
+		{"no password, again", func() {}, true},
+	} {
+		step.edit()
+		got, problems := merger.Merge(node, objects, secret)
+		want, wantProblems := Merge(node, objects, secret)
+		if diff := cmp.Diff(want, got, compareAddresses); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+		}
+		if diff := cmp.Diff(wantProblems, problems); diff != "" {
+			t.Errorf("%s: problems (-want +got):\n%s", step.name, diff)
+		}
+		var first *Neighbor
+		if len(got.Routers) > 0 {
+			first = &got.Routers[0].Neighbors[0]
+		}
+		if (first == before) != step.same {
+			t.Errorf("%s: the same result %t, want %t", step.name, first == before, step.same)
+		}
+		before = first
+	}
+}
