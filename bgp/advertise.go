@@ -148,6 +148,23 @@ func (n *neighborMerge) withCommunity(report reporter, entry frrk8sv1beta1.Commu
 	}
 }
 
+// maxPrepends is the CRD's.
+const maxPrepends = 10
+
+func (n *neighborMerge) withASPathPrepend(report reporter, entry ASPathPrepend) {
+	if entry.Times < 1 || entry.Times > maxPrepends {
+		report.problem("toAdvertise.%s: %d is not between 1 and %d, ignored", asPathPrepend, entry.Times, maxPrepends)
+		return
+	}
+	for _, route := range n.routesOf(report, asPathPrepend, entry.Prefixes) {
+		if route.Prepend != 0 && route.Prepend != uint8(entry.Times) {
+			report.problem("toAdvertise.%s: %s is prepended %d times already, %d is ignored", asPathPrepend, route.Prefix, route.Prepend, entry.Times)
+			continue
+		}
+		route.Prepend = uint8(entry.Times)
+	}
+}
+
 // routesOf finds the routes that an attribute names, to change them.
 func (n *neighborMerge) routesOf(report reporter, field string, texts []string) []*Route {
 	n.unshare()
@@ -208,6 +225,11 @@ func joinRoute(report reporter, route, next Route) Route {
 		route.LocalPref = next.LocalPref
 	} else if next.LocalPref != nil && *next.LocalPref != *route.LocalPref {
 		report.problem("toAdvertise.withLocalPref: %s has local preference %d by an older object, %d is ignored", route.Prefix, *route.LocalPref, *next.LocalPref)
+	}
+	if route.Prepend == 0 {
+		route.Prepend = next.Prepend
+	} else if next.Prepend != 0 && next.Prepend != route.Prepend {
+		report.problem("toAdvertise.%s: %s is prepended %d times by an older object, %d is ignored", asPathPrepend, route.Prefix, route.Prepend, next.Prepend)
 	}
 	route.Communities = slices.Concat(route.Communities, next.Communities)
 	route.LargeCommunities = slices.Concat(route.LargeCommunities, next.LargeCommunities)

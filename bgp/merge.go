@@ -51,7 +51,7 @@ func (p Problem) String() string {
 // name; the younger one's neighbor or attribute is refused. Refusals are in the order of objects.
 //
 // secret returns the password in a Secret of the objects' namespace. objects is not changed.
-func Merge(node NodeView, objects []frrk8sv1beta1.FRRConfiguration, secret func(name string) (password string, err error)) (Config, []Problem) {
+func Merge(node NodeView, objects []FRRConfiguration, secret func(name string) (password string, err error)) (Config, []Problem) {
 	m := merger{node: node, secret: secret, routers: map[string]*routerMerge{}}
 	for _, object := range byAge(objects) {
 		m.addObject(object)
@@ -85,15 +85,16 @@ const maxNeighbors = 512
 type source struct {
 	reporter
 	profiles map[string]*frrk8sv1beta1.BFDProfile
+	prepends func(neighbor int) []ASPathPrepend // of the router that is read
 }
 
 // byAge orders objects from the oldest to the youngest.
-func byAge(objects []frrk8sv1beta1.FRRConfiguration) []*frrk8sv1beta1.FRRConfiguration {
-	ordered := make([]*frrk8sv1beta1.FRRConfiguration, len(objects))
+func byAge(objects []FRRConfiguration) []*FRRConfiguration {
+	ordered := make([]*FRRConfiguration, len(objects))
 	for i := range objects {
 		ordered[i] = &objects[i]
 	}
-	slices.SortFunc(ordered, func(a, b *frrk8sv1beta1.FRRConfiguration) int {
+	slices.SortFunc(ordered, func(a, b *FRRConfiguration) int {
 		return cmp.Or(
 			a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
 			strings.Compare(a.Namespace, b.Namespace),
@@ -103,7 +104,7 @@ func byAge(objects []frrk8sv1beta1.FRRConfiguration) []*frrk8sv1beta1.FRRConfigu
 	return ordered
 }
 
-func (m *merger) addObject(object *frrk8sv1beta1.FRRConfiguration) {
+func (m *merger) addObject(object *FRRConfiguration) {
 	report := reporter{merger: m, object: object.Namespace + "/" + object.Name}
 	selector, err := metav1.LabelSelectorAsSelector(&object.Spec.NodeSelector)
 	if err != nil {
@@ -122,6 +123,7 @@ func (m *merger) addObject(object *frrk8sv1beta1.FRRConfiguration) {
 		from.profiles[profile.Name] = profile
 	}
 	for i := range object.Spec.BGP.Routers {
+		from.prepends = func(neighbor int) []ASPathPrepend { return object.asPathPrepends(i, neighbor) }
 		m.addRouter(from, &object.Spec.BGP.Routers[i])
 	}
 }
@@ -163,17 +165,20 @@ func (m *merger) addRouter(report source, router *frrk8sv1beta1.Router) {
 	}
 	prefixes := newOwnPrefixes(report.reporter, router.Prefixes)
 	for i := range router.Neighbors {
-		m.addNeighbor(report, into, prefixes, &router.Neighbors[i])
+		m.addNeighbor(report, into, prefixes, &router.Neighbors[i], report.prepends(i))
 	}
 }
 
-func (m *merger) addNeighbor(report source, router *routerMerge, prefixes *ownPrefixes, neighbor *frrk8sv1beta1.Neighbor) {
+func (m *merger) addNeighbor(report source, router *routerMerge, prefixes *ownPrefixes, neighbor *frrk8sv1beta1.Neighbor, prepends []ASPathPrepend) {
 	report.neighbor = cmp.Or(neighbor.Address, neighbor.Interface)
 	next, ok := m.convert(report, router.asn, neighbor)
 	if !ok {
 		return
 	}
 	next.advertise(report.reporter, prefixes, &neighbor.ToAdvertise)
+	for _, entry := range prepends {
+		next.withASPathPrepend(report.reporter, entry)
+	}
 	if older := router.neighbors[next.Address]; older != nil {
 		older.join(report.reporter, next)
 		return

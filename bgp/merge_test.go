@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -24,10 +23,10 @@ var testNode = NodeView{
 }
 
 // object parses an FRRConfiguration; the n-th of a test is n minutes younger than the first.
-func object(t *testing.T, n int, text string) frrk8sv1beta1.FRRConfiguration {
+func object(t *testing.T, n int, text string) FRRConfiguration {
 	t.Helper()
-	var object frrk8sv1beta1.FRRConfiguration
-	if err := yaml.UnmarshalStrict([]byte(text), &object); err != nil {
+	var object FRRConfiguration
+	if err := yaml.Unmarshal([]byte(text), &object); err != nil {
 		t.Fatalf("%v in:\n%s", err, text)
 	}
 	object.Namespace = "metallb-system"
@@ -158,7 +157,7 @@ func TestMergeStockMetalLB(t *testing.T) {
 			n.Address, n.Families = netip.MustParseAddr("2001:db8:ffff::1"), Families{IPv6: true}
 			n.Routes = routes("2001:db8::5/128")
 		}))
-	got, problems := Merge(testNode, []frrk8sv1beta1.FRRConfiguration{object(t, 0, stockMetalLB)}, testSecret)
+	got, problems := Merge(testNode, []FRRConfiguration{object(t, 0, stockMetalLB)}, testSecret)
 	if diff := cmp.Diff(want, got, compareAddresses); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
@@ -173,7 +172,7 @@ func TestMergeStockMetalLB(t *testing.T) {
 	// The same object on another node.
 	other := testNode
 	other.Labels = map[string]string{"kubernetes.io/hostname": "node-2"}
-	got, problems = Merge(other, []frrk8sv1beta1.FRRConfiguration{object(t, 0, stockMetalLB)}, testSecret)
+	got, problems = Merge(other, []FRRConfiguration{object(t, 0, stockMetalLB)}, testSecret)
 	if diff := cmp.Diff(Config{}, got, compareAddresses); diff != "" || problems != nil {
 		t.Errorf("another node's object: %s %v", diff, problems)
 	}
@@ -437,6 +436,23 @@ spec:
 			},
 		},
 		{
+			name: "AS path prepended, where the CRD has it",
+			objects: []string{
+				peering("a", "203.0.113.1/32, 203.0.113.2/32", "asn: 64512\ntoAdvertise:\n  allowed: {mode: all}\n"+
+					"  withAsPathPrepend: [{asPathPrepend: 3, prefixes: [203.0.113.1/32]}, {asPathPrepend: 4, prefixes: [203.0.113.1/32]}, {asPathPrepend: 11, prefixes: [203.0.113.2/32]}, {asPathPrepend: 1, prefixes: [203.0.113.9/32]}]\n"),
+				peering("b", "203.0.113.1/32, 203.0.113.2/32", "asn: 64512\ntoAdvertise:\n  allowed: {mode: all}\n"+
+					"  withAsPathPrepend: [{asPathPrepend: 5, prefixes: [203.0.113.1/32, 203.0.113.2/32]}]\n"),
+			},
+			want: routerWith(base(func(n *Neighbor) {
+				n.Routes = routes("203.0.113.1/32", "203.0.113.2/32")
+				n.Routes[0].Prepend, n.Routes[1].Prepend = 3, 5
+			})),
+			problems: []string{
+				"a, neighbor 192.0.2.1: toAdvertise.withAsPathPrepend: 203.0.113.1/32 is prepended 3 times already, 4", "11 is not between 1 and 10", `"203.0.113.9/32" is not among the allowed`,
+				"b, neighbor 192.0.2.1: toAdvertise.withAsPathPrepend: 203.0.113.1/32 is prepended 3 times by an older object, 5",
+			},
+		},
+		{
 			name: "an AS number that is any but the own",
 			objects: []string{
 				peering("a", "", "dynamicASN: external\nlocalASN: 64600\n"),
@@ -459,7 +475,7 @@ spec:
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			var objects []frrk8sv1beta1.FRRConfiguration
+			var objects []FRRConfiguration
 			for n, text := range test.objects {
 				objects = append(objects, object(t, n, text))
 			}
@@ -495,7 +511,7 @@ func compareProblems(t *testing.T, want []string, got []Problem) {
 func TestMergeWithoutNodeAddresses(t *testing.T) {
 	t.Parallel()
 	text := peering("a", `203.0.113.1/32, "2001:db8::1/128", "2001:db8::2/128"`, allowAll+"dualStackAddressFamily: true\n")
-	objects := []frrk8sv1beta1.FRRConfiguration{object(t, 0, text)}
+	objects := []FRRConfiguration{object(t, 0, text)}
 	one, problems := Merge(NodeView{Name: "node-1", Addresses: addresses("fe80::1")}, objects, testSecret)
 	two, _ := Merge(NodeView{Name: "node-2"}, objects, testSecret)
 	compareProblems(t, []string{"2 IPv6 prefixes are not announced"}, problems)
@@ -510,7 +526,7 @@ func TestMergeWithoutNodeAddresses(t *testing.T) {
 // TestMergeSameAge lets the name decide.
 func TestMergeSameAge(t *testing.T) {
 	t.Parallel()
-	objects := []frrk8sv1beta1.FRRConfiguration{
+	objects := []FRRConfiguration{
 		object(t, 0, peering("b", "203.0.113.2/32", strings.ReplaceAll(allowAll, "64512", "64511"))),
 		object(t, 0, peering("a", "203.0.113.1/32", allowAll)),
 	}

@@ -5,7 +5,6 @@ package bgp
 import (
 	"reflect"
 
-	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -33,7 +32,7 @@ type answer struct {
 
 // Merge is the function of that name. Objects need UIDs and resource versions. The result must not be
 // changed.
-func (m *Merger) Merge(node NodeView, objects []frrk8sv1beta1.FRRConfiguration, secret func(name string) (password string, err error)) (Config, []Problem) {
+func (m *Merger) Merge(node NodeView, objects []FRRConfiguration, secret func(name string) (password string, err error)) (Config, []Problem) {
 	versions := make([]version, len(objects))
 	for i := range objects {
 		versions[i] = version{objects[i].UID, objects[i].ResourceVersion}

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -18,7 +17,7 @@ func TestMerger(t *testing.T) {
 	var missing error
 	secret := func(string) (string, error) { return password, missing }
 	node := testNode
-	objects := []frrk8sv1beta1.FRRConfiguration{
+	objects := []FRRConfiguration{
 		object(t, 0, peering("a", "203.0.113.1/32", allowAll+"passwordSecret: {name: tor}\n")),
 		object(t, 1, peering("b", "203.0.113.2/32", allowAll+"passwordSecret: {name: tor}\n")),
 	}

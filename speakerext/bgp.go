@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/go-kit/log/level"
-	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -45,7 +44,7 @@ func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	var configurations frrk8sv1beta1.FRRConfigurationList
+	var configurations bgp.FRRConfigurationList
 	if err := s.list(ctx, &configurations, client.InNamespace(s.FRRNamespace)); err != nil {
 		return 0, err
 	}
@@ -77,7 +76,7 @@ func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
 
 // merge joins the FRRConfigurations, and reports what of them is not honored. Beside another daemon
 // that acts on them nothing is.
-func (s *Speaker) merge(ctx context.Context, node *corev1.Node, objects []frrk8sv1beta1.FRRConfiguration) (bgp.Config, error) {
+func (s *Speaker) merge(ctx context.Context, node *corev1.Node, objects []bgp.FRRConfiguration) (bgp.Config, error) {
 	other, err := s.otherDaemon(ctx)
 	if err != nil {
 		return bgp.Config{}, err

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"strings"
 
-	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -23,7 +22,7 @@ const (
 
 // report says on EgressNode, by events and by a metric what of the FRRConfigurations is not honored. An
 // object gets an event when this node has something else to say of it than before.
-func (s *Speaker) report(objects []frrk8sv1beta1.FRRConfiguration, findings []bgp.Problem) {
+func (s *Speaker) report(objects []bgp.FRRConfiguration, findings []bgp.Problem) {
 	lines := make([]string, 0, len(findings))
 	perObject := map[string][]string{}
 	for _, finding := range findings {

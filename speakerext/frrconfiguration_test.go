@@ -25,7 +25,7 @@ var configurationKey = types.NamespacedName{Namespace: "metallb-system", Name: "
 // peer edits the neighbor of n1's FRRConfiguration.
 func (r *rig) peer(edit func(*frrk8sv1beta1.Neighbor)) {
 	r.Helper()
-	change(r, configurationKey, &frrk8sv1beta1.FRRConfiguration{}, func(c *frrk8sv1beta1.FRRConfiguration) { edit(&c.Spec.BGP.Routers[0].Neighbors[0]) })
+	change(r, configurationKey, &bgp.FRRConfiguration{}, func(c *bgp.FRRConfiguration) { edit(&c.Spec.BGP.Routers[0].Neighbors[0]) })
 }
 
 // password is the neighbor's, or why there is none.

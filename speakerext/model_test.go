@@ -299,7 +299,7 @@ func (w *modelWorld) event(i int) string {
 		return fmt.Sprintf("FRRConfiguration %s: %v", writer, offered)
 	case 11:
 		writer := w.pick("metallb-n1", "another-writer")
-		w.remove(&frrk8sv1beta1.FRRConfiguration{}, types.NamespacedName{Namespace: modelNamespace, Name: writer})
+		w.remove(&bgp.FRRConfiguration{}, types.NamespacedName{Namespace: modelNamespace, Name: writer})
 		return "no FRRConfiguration " + writer
 	case 12:
 		endpoint := fmt.Sprintf("10.244.1.%d", 5+w.random.IntN(2))
@@ -337,12 +337,12 @@ func (w *modelWorld) newAssignment(i int) {
 // configure writes an FRRConfiguration that offers the addresses to the peer, and an ordinary one.
 func (w *modelWorld) configure(writer string, addresses []string) {
 	w.Helper()
-	w.remove(&frrk8sv1beta1.FRRConfiguration{}, types.NamespacedName{Namespace: modelNamespace, Name: writer})
+	w.remove(&bgp.FRRConfiguration{}, types.NamespacedName{Namespace: modelNamespace, Name: writer})
 	var offered []string
 	for _, a := range addresses {
 		offered = append(offered, a+"/32")
 	}
-	w.create(&frrk8sv1beta1.FRRConfiguration{
+	w.create(&bgp.FRRConfiguration{FRRConfiguration: frrk8sv1beta1.FRRConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Namespace: modelNamespace, Name: writer},
 		Spec: frrk8sv1beta1.FRRConfigurationSpec{BGP: frrk8sv1beta1.BGPConfig{Routers: []frrk8sv1beta1.Router{{
 			ASN: 64513, Prefixes: offered,
@@ -351,7 +351,7 @@ func (w *modelWorld) configure(writer string, addresses []string) {
 				ToAdvertise: frrk8sv1beta1.Advertise{Allowed: frrk8sv1beta1.AllowedOutPrefixes{Mode: frrk8sv1beta1.AllowAll}},
 			}},
 		}}}},
-	})
+	}})
 }
 
 // syncDataplane runs n1's dataplane loop, and keeps what was to be programmed.
@@ -444,7 +444,7 @@ func (w *modelWorld) settleBGP() {
 // offered says whether an FRRConfiguration holds the address.
 func (w *modelWorld) offered(address netip.Addr) bool {
 	for _, writer := range []string{"metallb-n1", "another-writer"} {
-		c := read(w, types.NamespacedName{Namespace: modelNamespace, Name: writer}, &frrk8sv1beta1.FRRConfiguration{})
+		c := read(w, types.NamespacedName{Namespace: modelNamespace, Name: writer}, &bgp.FRRConfiguration{})
 		if c != nil && slices.Contains(c.Spec.BGP.Routers[0].Prefixes, hostRoute(address).String()) {
 			return true
 		}

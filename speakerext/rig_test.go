@@ -92,7 +92,7 @@ const label = "egress-service.k8s.ovn.org/ns-s"
 func newRig(t *testing.T, objects ...client.Object) *rig {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, frrk8sv1beta1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, bgp.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -128,10 +128,10 @@ func cluster() []client.Object {
 		&v1alpha1.EgressAssignment{ObjectMeta: assignment, Spec: v1alpha1.EgressAssignmentSpec{
 			Epoch: 1, Primary: "n1", Standby: "n2", LabelKey: label, SourceIPBy: "LoadBalancerIP", SourceIPs: []string{lbIP.String()}, FailurePolicy: v1alpha1.FailOpen,
 		}},
-		&frrk8sv1beta1.FRRConfiguration{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "metallb-n1"}, Spec: frrk8sv1beta1.FRRConfigurationSpec{BGP: frrk8sv1beta1.BGPConfig{Routers: []frrk8sv1beta1.Router{{
+		&bgp.FRRConfiguration{FRRConfiguration: frrk8sv1beta1.FRRConfiguration{ObjectMeta: metav1.ObjectMeta{Namespace: "metallb-system", Name: "metallb-n1"}, Spec: frrk8sv1beta1.FRRConfigurationSpec{BGP: frrk8sv1beta1.BGPConfig{Routers: []frrk8sv1beta1.Router{{
 			ASN: 64513, ID: "172.18.0.11", Prefixes: []string{"192.0.2.1/32", "192.0.2.9/32"},
 			Neighbors: []frrk8sv1beta1.Neighbor{{ASN: 64512, Address: "172.18.0.100", ToAdvertise: frrk8sv1beta1.Advertise{Allowed: frrk8sv1beta1.AllowedOutPrefixes{Prefixes: []string{"192.0.2.1/32", "192.0.2.9/32"}}}}},
-		}}}}},
+		}}}}}},
 	}
 }
 

@@ -138,7 +138,7 @@ func (s *Speaker) bgpLoop() Loop {
 	return Loop{
 		Name: bgpName, Sync: s.SyncBGP,
 		Watched: []client.Object{
-			&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &corev1.Service{}, &corev1.Node{}, &frrk8sv1beta1.FRRConfiguration{},
+			&egressv1.EgressService{}, &v1alpha1.EgressAssignment{}, &corev1.Service{}, &corev1.Node{}, &bgp.FRRConfiguration{},
 			&corev1.Secret{}, &corev1.Pod{},
 		},
 		Relevant: s.concernsBGP,

@@ -81,7 +81,7 @@ func oneChange(b *testing.B, size, peers int, guarded bool) {
 }
 
 // metallbObject is what stock MetalLB writes.
-func metallbObject(sinks []*sink, prefixes []string) []frrk8sv1beta1.FRRConfiguration {
+func metallbObject(sinks []*sink, prefixes []string) []bgp.FRRConfiguration {
 	router := frrk8sv1beta1.Router{ASN: ownASN, ID: "192.0.2.11", Prefixes: prefixes}
 	for _, s := range sinks {
 		router.Neighbors = append(router.Neighbors, frrk8sv1beta1.Neighbor{
@@ -89,7 +89,7 @@ func metallbObject(sinks []*sink, prefixes []string) []frrk8sv1beta1.FRRConfigur
 			ToAdvertise: frrk8sv1beta1.Advertise{Allowed: frrk8sv1beta1.AllowedOutPrefixes{Prefixes: prefixes, Mode: frrk8sv1beta1.AllowRestricted}},
 		})
 	}
-	object := frrk8sv1beta1.FRRConfiguration{Spec: frrk8sv1beta1.FRRConfigurationSpec{BGP: frrk8sv1beta1.BGPConfig{Routers: []frrk8sv1beta1.Router{router}}}}
+	object := bgp.FRRConfiguration{FRRConfiguration: frrk8sv1beta1.FRRConfiguration{Spec: frrk8sv1beta1.FRRConfigurationSpec{BGP: frrk8sv1beta1.BGPConfig{Routers: []frrk8sv1beta1.Router{router}}}}}
 	object.Namespace, object.Name = "metallb-system", "metallb-n1"
-	return []frrk8sv1beta1.FRRConfiguration{object}
+	return []bgp.FRRConfiguration{object}
 }

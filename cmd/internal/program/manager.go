@@ -8,7 +8,6 @@ import (
 	"os"
 
 	"github.com/go-kit/log"
-	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -18,6 +17,7 @@ import (
 
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/bgp"
 )
 
 // Common are the flags that both programs take.
@@ -66,7 +66,7 @@ func (c *Common) RESTConfig(userAgent string) (*rest.Config, error) {
 func Scheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, frrk8sv1beta1.AddToScheme,
+		clientgoscheme.AddToScheme, egressv1.AddToScheme, v1alpha1.AddToScheme, bgp.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register API types: %w", err)
