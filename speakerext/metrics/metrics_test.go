@@ -6,9 +6,13 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -88,4 +92,29 @@ frrk8s_bfd_session_up_events{peer="192.0.2.1",vrf="default"} 15
 // expected is a metric of both sessions.
 func expected(name, help, kind string, four, six int) string {
 	return fmt.Sprintf("# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n%[1]s{peer=\"192.0.2.1\",vrf=\"default\"} %[4]d\n%[1]s{peer=\"2001:db8::1\",vrf=\"red\"} %[5]d\n", name, help, kind, four, six)
+}
+
+// TestMetricsAreDocumented compares the names in docs/metrics.md with those there are.
+func TestMetricsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "## BGP sessions")
+	section, _, _ = strings.Cut(section, "\n## ")
+	documented := regexp.MustCompile("`((frrk8s|egress_speaker)_[a-z_]+)`").FindAllStringSubmatch(section, -1)
+	want := map[string]bool{}
+	for _, match := range documented {
+		want[match[1]] = true
+	}
+	descriptions := make(chan *prometheus.Desc, 100)
+	New(nil, nil).Describe(descriptions)
+	close(descriptions)
+	got := map[string]bool{}
+	for d := range descriptions {
+		got[regexp.MustCompile(`fqName: "([^"]+)"`).FindStringSubmatch(d.String())[1]] = true
+	}
+	if diff := cmp.Diff(want, got); diff != "" || len(got) < 10 {
+		t.Errorf("-docs/metrics.md +this package:\n%s", diff)
+	}
 }
