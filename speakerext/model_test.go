@@ -110,15 +110,15 @@ var modelAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustPa
 func newModelWorld(t *testing.T, seed uint64) *modelWorld {
 	t.Helper()
 	w := &modelWorld{rig: newRig(t), peer: newSink(t), random: rand.New(rand.NewPCG(seed, 0)), otherBGP: &fakeBGP{}, otherDataplane: &fakeDataplane{}}
-	real := gobgp.New(log.NewNopLogger(), gobgp.Options{})
+	routes := gobgp.New(log.NewNopLogger(), gobgp.Options{})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := real.Stop(ctx, bgp.Withdraw); err != nil {
+		if err := routes.Stop(ctx, bgp.Withdraw); err != nil {
 			t.Error(err)
 		}
 	})
-	w.BGP = real
+	w.BGP = routes
 	options := w.Options
 	options.Node, options.BGP, options.Dataplane, options.Recorder = "n2", w.otherBGP, w.otherDataplane, events.NewFakeRecorder(1000)
 	w.other = New(options)

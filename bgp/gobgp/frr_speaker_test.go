@@ -154,15 +154,31 @@ func TestFRRWrongASN(t *testing.T) {
 // TestFRRKeepsRoutes replaces a speaker by another one, as an upgrade does, and looks for routes
 // that the kernel of the router loses meanwhile.
 func TestFRRKeepsRoutes(t *testing.T) {
-	r := newTor(t, torConfig("64513", ""))
+	for _, test := range []struct {
+		name, lines string
+		bfd         bgp.BFD
+	}{
+		{"without BFD", "", bgp.BFD{}},
+		// FRR learns of the closed connection before it misses BFD.
+		{"with BFD", " neighbor 192.0.2.11 bfd 3 100 100\n", bgp.BFD{ReceiveInterval: 100 * time.Millisecond, TransmitInterval: 100 * time.Millisecond, Multiplier: 3}},
+	} {
+		t.Run(test.name, func(t *testing.T) { testFRRKeepsRoutes(t, test.lines, test.bfd) })
+	}
+}
+
+func testFRRKeepsRoutes(t *testing.T, lines string, bfd bgp.BFD) {
+	r := newTor(t, torConfig("64513", lines))
 	monitor := monitorRoutes(t, r)
 	n := torNeighbor(route("203.0.113.1/32"), route("203.0.113.2/32"))
-	n.GracefulRestart = true
+	n.GracefulRestart, n.BFD = true, bfd
 
 	old := newSpeaker(t, Options{})
 	apply(t, old, n)
 	both := []string{"203.0.113.1", "203.0.113.2"}
 	eventually(t, "both routes in the kernel", func() bool { return slices.Equal(r.kernel("-4"), both) })
+	if bfd != (bgp.BFD{}) {
+		untilSession(t, old, "is watched", func(s bgp.Session) bool { return s.BFD == bgp.BFDUp })
+	}
 
 	if err := old.Stop(t.Context(), bgp.Keep); err != nil {
 		t.Fatal(err)

@@ -168,9 +168,9 @@ func newManager(o options, logger log.Logger) (manager.Manager, error) {
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
-				&v1alpha1.EgressNode{}:            {Field: fields.OneTermEqualSelector("metadata.name", o.node)},
-				&bgp.FRRConfiguration{}: {Namespaces: beside},
-				&frrk8sv1beta1.BGPSessionState{}:  {Namespaces: beside, Label: labels.SelectorFromSet(labels.Set{speakerext.SessionStateNodeLabel: o.node})},
+				&v1alpha1.EgressNode{}:           {Field: fields.OneTermEqualSelector("metadata.name", o.node)},
+				&bgp.FRRConfiguration{}:          {Namespaces: beside},
+				&frrk8sv1beta1.BGPSessionState{}: {Namespaces: beside, Label: labels.SelectorFromSet(labels.Set{speakerext.SessionStateNodeLabel: o.node})},
 				&corev1.Secret{}: {
 					Namespaces: beside, Field: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth)), Transform: trimSecret,
 				},
