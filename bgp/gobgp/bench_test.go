@@ -16,20 +16,21 @@ import (
 )
 
 // BenchmarkOneChange is this speaker's own share of an announcement: from an event until the UPDATE
-// has arrived at a peer on the loopback device, with so many prefixes announced already. The event is
-// either a prefix that an FRRConfiguration of MetalLB's shape gets or loses, or the guard that opens
-// or closes for one.
+// has arrived at peers on the loopback device, with so many prefixes announced already. The event is
+// a prefix that an FRRConfiguration of MetalLB's shape gets or loses at all peers ("prefix") or at
+// one of them ("gate"), or the guard that opens or closes for one ("guard"). Reading the object from
+// the API server is not in it.
 func BenchmarkOneChange(b *testing.B) {
 	for _, size := range []int{1, 100, 1_000, 10_000} {
-		for _, peers := range []int{1, 4} {
-			for _, event := range []string{"prefix", "guard"} {
-				b.Run(fmt.Sprintf("prefixes=%d/peers=%d/event=%s", size, peers, event), func(b *testing.B) { oneChange(b, size, peers, event == "guard") })
+		for _, peers := range []int{1, 4, 16} {
+			for _, event := range []string{"prefix", "gate", "guard"} {
+				b.Run(fmt.Sprintf("prefixes=%d/peers=%d/event=%s", size, peers, event), func(b *testing.B) { oneChange(b, size, peers, event) })
 			}
 		}
 	}
 }
 
-func oneChange(b *testing.B, size, peers int, guarded bool) {
+func oneChange(b *testing.B, size, peers int, event string) {
 	speaker := New(log.NewNopLogger(), Options{})
 	defer func() { _ = speaker.Stop(b.Context(), bgp.Withdraw) }()
 	var sinks []*sink
@@ -41,12 +42,17 @@ func oneChange(b *testing.B, size, peers int, guarded bool) {
 		texts[k] = r.Prefix.String()
 	}
 	changing := netip.MustParseAddr("203.0.113.1")
-	with, without := metallbObject(sinks, append(slices.Clone(texts), "203.0.113.1/32")), metallbObject(sinks, texts)
+	all := append(slices.Clone(texts), "203.0.113.1/32")
+	with, without := metallbObject(sinks, all), metallbObject(sinks, texts)
+	if event == "gate" {
+		without = metallbObject(sinks, all)
+		without[0].Spec.BGP.Routers[0].Neighbors[0].ToAdvertise.Allowed.Prefixes = texts
+	}
 	with[0].ResourceVersion = "2"
 	var merger bgp.Merger
 	sync := func(on bool) {
 		objects, guard := with, bgp.Guard{}
-		if guarded {
+		if event == "guard" {
 			guard.Egress = map[netip.Addr]bool{changing: on}
 		} else if !on {
 			objects = without
@@ -61,8 +67,16 @@ func oneChange(b *testing.B, size, peers int, guarded bool) {
 		}
 	}
 	sync(false)
-	for _, s := range sinks {
-		s.until("all prefixes", func() bool { return len(s.table) == size })
+	for k, s := range sinks {
+		want := size
+		if event == "gate" && k > 0 {
+			want++
+		}
+		s.until("all prefixes", func() bool { return len(s.table) == want })
+	}
+	concerned := sinks
+	if event == "gate" {
+		concerned = sinks[:1]
 	}
 	var took []time.Duration
 	on := false
@@ -70,7 +84,7 @@ func oneChange(b *testing.B, size, peers int, guarded bool) {
 		on = !on
 		begin := time.Now()
 		sync(on)
-		for _, s := range sinks {
+		for _, s := range concerned {
 			s.arrived(func() bool { return (s.table["203.0.113.1/32"] != "") == on })
 		}
 		took = append(took, time.Since(begin))
