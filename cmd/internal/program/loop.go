@@ -98,6 +98,8 @@ type runner struct {
 	Loop
 	ended    time.Time // of the last call
 	failures int       // in a row
+	told     string    // the last error that was logged
+	toldAt   time.Time
 }
 
 // run calls Sync, unless that was done just now, and returns when to run again.
@@ -110,7 +112,7 @@ func (r *runner) run(ctx context.Context) time.Duration {
 	again, err := r.Sync(syncCtx)
 	r.ended = time.Now()
 	if err == nil {
-		r.failures = 0
+		r.failures, r.told = 0, ""
 		return again
 	}
 	if ctx.Err() != nil {
@@ -124,8 +126,16 @@ func (r *runner) run(ctx context.Context) time.Duration {
 	if again > 0 {
 		retry = min(retry, again)
 	}
-	level.Error(r.Logger).Log("event", "syncFailed", "msg", "not everything could be brought up to date", "loop", r.Name, "again", retry, "error", err)
+	// Events call, too: the same error is told as often as if only the back-off did.
+	if text := err.Error(); text != r.told || r.ended.Sub(r.toldAt) >= lastRetry {
+		r.told, r.toldAt = text, r.ended
+		r.tell(retry, err)
+	}
 	return retry
+}
+
+func (r *runner) tell(retry time.Duration, err error) {
+	level.Error(r.Logger).Log("event", "syncFailed", "msg", "not everything could be brought up to date", "loop", r.Name, "again", retry, "error", err)
 }
 
 // start calls once at the beginning, even in an empty cluster, and follows the channels until

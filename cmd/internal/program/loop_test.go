@@ -58,6 +58,40 @@ func TestRunnerPausesAndBacksOff(t *testing.T) {
 	})
 }
 
+// TestRunnerTellsAnErrorOnce: events call a loop that fails as often as they come.
+func TestRunnerTellsAnErrorOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lines := 0
+		logger := log.LoggerFunc(func(...any) error { lines++; return nil })
+		err := errors.New("no")
+		r := &runner{Loop: Loop{Logger: logger, Sync: func(context.Context) (time.Duration, error) { return 0, err }}}
+		for range 100 {
+			<-time.After(pause)
+			r.run(t.Context())
+		}
+		if lines != 1 {
+			t.Errorf("%d lines of the same error, want one", lines)
+		}
+		err = errors.New("another")
+		<-time.After(pause)
+		r.run(t.Context())
+		<-time.After(lastRetry)
+		r.run(t.Context())
+		if lines != 3 {
+			t.Errorf("%d lines, want one of each error, and one again after %v", lines, lastRetry)
+		}
+		err = nil
+		<-time.After(pause)
+		r.run(t.Context())
+		err = errors.New("another")
+		<-time.After(pause)
+		r.run(t.Context())
+		if lines != 4 {
+			t.Errorf("%d lines, want one more after a success", lines)
+		}
+	})
+}
+
 func TestRunnerBoundsACall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &runner{Loop: Loop{Logger: log.NewNopLogger(), Sync: func(ctx context.Context) (time.Duration, error) {
