@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"strings"
 
 	"github.com/go-kit/log"
 	"github.com/go-kit/log/level"
@@ -107,7 +108,8 @@ var bfdLines = map[string]bool{"Set state to UP": true, "Expired": false, "Remot
 // errorLines are the lines below warning that say why a session isn't there.
 var errorLines = map[string]func(attrs map[string]slog.Value) string{
 	"failed to connect": func(attrs map[string]slog.Value) string {
-		return "connecting: " + attrs["Error"].String()
+		// The address that is not bound yet says nothing.
+		return "connecting: " + strings.NewReplacer("0.0.0.0:0->", "", "[::]:0->", "").Replace(attrs["Error"].String())
 	},
 	"outgoing connection IO error": func(attrs map[string]slog.Value) string {
 		return "opening the session: " + attrs["reason"].String()
