@@ -231,8 +231,12 @@ func joinRoute(report reporter, route, next Route) Route {
 	} else if next.Prepend != 0 && next.Prepend != route.Prepend {
 		report.problem("toAdvertise.%s: %s is prepended %d times by an older object, %d is ignored", asPathPrepend, route.Prefix, route.Prepend, next.Prepend)
 	}
-	route.Communities = slices.Concat(route.Communities, next.Communities)
-	route.LargeCommunities = slices.Concat(route.LargeCommunities, next.LargeCommunities)
+	communities, large := slices.Concat(route.Communities, next.Communities), slices.Concat(route.LargeCommunities, next.LargeCommunities)
+	if max(len(communities), len(large)) > maxCommunities && max(len(next.Communities), len(next.LargeCommunities)) > 0 {
+		report.problem("toAdvertise.withCommunity: with those of older objects %s would have more than %d communities, ignored", route.Prefix, maxCommunities)
+		return route
+	}
+	route.Communities, route.LargeCommunities = communities, large
 	return route
 }
 

@@ -53,7 +53,8 @@ func (p Problem) String() string {
 // secret returns the password in a Secret of the objects' namespace. objects is not changed.
 func Merge(node NodeView, objects []FRRConfiguration, secret func(name string) (password string, err error)) (Config, []Problem) {
 	m := merger{node: node, secret: secret, routers: map[string]*routerMerge{}}
-	for _, object := range byAge(objects) {
+	for age, object := range byAge(objects) {
+		m.age = age
 		m.addObject(object)
 	}
 	return m.config(), m.problems
@@ -67,6 +68,7 @@ type merger struct {
 	problems []Problem
 	// neighbors counts those of all routers.
 	neighbors int
+	age       int // of the object that is read: 0 is the oldest
 }
 
 // routerMerge is what the objects so far say about one VRF.
@@ -195,7 +197,7 @@ func (m *merger) addNeighbor(report source, router *routerMerge, prefixes *ownPr
 // and is left out.
 func (m *merger) config() Config {
 	var config Config
-	bfdVRF, bfd := "", false
+	bfdVRF, bfd := m.bfdVRF()
 	for _, vrf := range slices.Sorted(maps.Keys(m.routers)) {
 		merged := m.routers[vrf]
 		router := Router{VRF: vrf, ASN: merged.asn, ID: merged.id}
@@ -204,14 +206,9 @@ func (m *merger) config() Config {
 		}
 		for _, address := range slices.SortedFunc(maps.Keys(merged.neighbors), netip.Addr.Compare) {
 			neighbor := m.finish(merged.neighbors[address])
-			if neighbor.BFD != (BFD{}) {
-				if !bfd {
-					bfdVRF, bfd = vrf, true
-				}
-				if bfdVRF != vrf {
-					merged.neighbors[address].report.problem("bfdProfile: BFD runs in one VRF of a node, here in %q; the session runs without BFD", bfdVRF)
-					neighbor.BFD = BFD{}
-				}
+			if neighbor.BFD != (BFD{}) && bfd && bfdVRF != vrf {
+				merged.neighbors[address].report.problem("bfdProfile: BFD runs in one VRF of a node, here in %q; the session runs without BFD", bfdVRF)
+				neighbor.BFD = BFD{}
 			}
 			router.Neighbors = append(router.Neighbors, neighbor)
 		}
@@ -220,6 +217,19 @@ func (m *merger) config() Config {
 		}
 	}
 	return config
+}
+
+// bfdVRF is the one VRF that has BFD: that of the oldest object which asks for it, false when none does.
+func (m *merger) bfdVRF() (vrf string, ok bool) {
+	oldest := 0
+	for _, name := range slices.Sorted(maps.Keys(m.routers)) {
+		for _, neighbor := range m.routers[name].neighbors {
+			if neighbor.BFD != (BFD{}) && (!ok || neighbor.bfdAge < oldest) {
+				vrf, ok, oldest = name, true, neighbor.bfdAge
+			}
+		}
+	}
+	return vrf, ok
 }
 
 // routerID is the node's first IPv4 address, or else a number made from its name: the same after

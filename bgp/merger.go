@@ -4,7 +4,11 @@ package bgp
 
 import (
 	"reflect"
+	"slices"
+	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -13,6 +17,7 @@ import (
 // goroutine.
 type Merger struct {
 	node     NodeView
+	selects  map[version]bool // of objects seen lately: whether they concern the node
 	versions []version
 	secrets  map[string]answer
 	config   Config
@@ -30,23 +35,47 @@ type answer struct {
 	password, problem string
 }
 
-// Merge is the function of that name. Objects need UIDs and resource versions. The result must not be
-// changed.
+// Merge is the function of that name. Objects need UIDs and resource versions; those that select other
+// nodes cost next to nothing. The result must not be changed.
 func (m *Merger) Merge(node NodeView, objects []FRRConfiguration, secret func(name string) (password string, err error)) (Config, []Problem) {
-	versions := make([]version, len(objects))
-	for i := range objects {
-		versions[i] = version{objects[i].UID, objects[i].ResourceVersion}
+	if !reflect.DeepEqual(node, m.node) {
+		*m = Merger{node: node}
 	}
-	if m.secrets != nil && reflect.DeepEqual(versions, m.versions) && reflect.DeepEqual(node, m.node) && m.sameSecrets(secret) {
+	objects, versions := m.concerned(objects)
+	if m.secrets != nil && slices.Equal(versions, m.versions) && m.sameSecrets(secret) {
 		return m.config, m.problems
 	}
-	m.node, m.versions, m.secrets = node, versions, map[string]answer{}
+	m.versions, m.secrets = versions, map[string]answer{}
 	m.config, m.problems = Merge(node, objects, func(name string) (string, error) {
 		password, err := secret(name)
 		m.secrets[name] = answerOf(password, err)
 		return password, err
 	})
 	return m.config, m.problems
+}
+
+// concerned are the objects that select the node, or nothing that can be read, ordered by UID: caches
+// list in any order.
+func (m *Merger) concerned(objects []FRRConfiguration) (list []FRRConfiguration, versions []version) {
+	selects := map[version]bool{}
+	for i := range objects {
+		v := version{objects[i].UID, objects[i].ResourceVersion}
+		concerns, known := m.selects[v]
+		if !known {
+			selector, err := metav1.LabelSelectorAsSelector(&objects[i].Spec.NodeSelector)
+			concerns = err != nil || selector.Matches(labels.Set(m.node.Labels))
+		}
+		selects[v] = concerns
+		if concerns {
+			list = append(list, objects[i])
+		}
+	}
+	m.selects = selects
+	slices.SortFunc(list, func(a, b FRRConfiguration) int { return strings.Compare(string(a.UID), string(b.UID)) })
+	for i := range list {
+		versions = append(versions, version{list[i].UID, list[i].ResourceVersion})
+	}
+	return list, versions
 }
 
 func (m *Merger) sameSecrets(secret func(string) (string, error)) bool {

@@ -4,6 +4,7 @@ package bgp
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,6 +25,8 @@ func TestMerger(t *testing.T) {
 	for i := range objects {
 		objects[i].UID, objects[i].ResourceVersion = types.UID(objects[i].Name), "1"
 	}
+	elsewhere := object(t, 2, peering("c", "203.0.113.3/32", allowAll)+"  nodeSelector: {matchLabels: {rack: z}}\n")
+	elsewhere.UID, elsewhere.ResourceVersion = "c", "1"
 	var merger Merger
 	var before *Neighbor
 	for _, step := range []struct {
@@ -33,9 +36,14 @@ func TestMerger(t *testing.T) {
 	}{
 		{"first", func() {}, false},
 		{"again", func() {}, true},
+		{"listed the other way round", func() { slices.Reverse(objects) }, true},
+		{"another node's object comes", func() { objects = append(objects, elsewhere) }, true},
+		{"and changes", func() { objects[2].ResourceVersion = "2" }, true},
+		{"and goes", func() { objects = objects[:2] }, true},
+		{"the node is another", func() { node.Labels = map[string]string{"rack": "b"} }, false},
 		{"another password", func() { password = "two" }, false},
 		{"an object changes", func() { objects[1].ResourceVersion = "2" }, false},
-		{"an object is another", func() { objects[1].UID = "c" }, false},
+		{"an object is another", func() { objects[1].UID = "d" }, false},
 		{"an object goes", func() { objects = objects[:1] }, false},
 		{"the node's address", func() { node.Addresses = node.Addresses[:1] }, false},
 		{"again at last", func() {}, true},

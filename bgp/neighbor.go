@@ -38,12 +38,13 @@ type neighborMerge struct {
 	nextHop4 netip.Addr // toAdvertise.nextHop.ipv4
 	nextHop6 netip.Addr // toAdvertise.nextHop.ipv6
 	routes   []Route    // ordered
+	bfdAge   int        // of the object that BFD is of
 	shared   bool       // routes are other neighbors' too, and must not be changed
 }
 
 // convert reads one neighbor, its routes aside. It is false when the neighbor is refused.
 func (m *merger) convert(report source, localASN uint32, in *frrk8sv1beta1.Neighbor) (*neighborMerge, bool) {
-	out := &neighborMerge{report: report.reporter}
+	out := &neighborMerge{report: report.reporter, bfdAge: m.age}
 	for _, step := range []func() error{
 		func() (err error) { out.Address, err = parsePeer(in); return },
 		func() (err error) { out.ASN, err = peerASN(localASN, in); return },
@@ -295,8 +296,10 @@ func (n *neighborMerge) join(report reporter, younger *neighborMerge) {
 		}
 	}
 	switch none := (BFD{}); {
+	case younger.BFD != none && n.EBGPMultiHop:
+		report.problem("bfdProfile: ebgpMultiHop, of the older %s: BFD over several hops is not supported; the session runs without BFD", older)
 	case n.BFD == none:
-		n.BFD = younger.BFD
+		n.BFD, n.bfdAge = younger.BFD, younger.bfdAge
 	case younger.BFD != none && younger.BFD != n.BFD:
 		report.problem("bfdProfile contradicts that of the older %s, ignored here", older)
 	}

@@ -61,7 +61,9 @@ func (s *Speaker) SyncBGP(ctx context.Context) (time.Duration, error) {
 	s.ledger.setOffers(o)
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	err = s.BGP.Apply(ctx, allowed)
+	if err = s.BGP.Apply(ctx, allowed); err == nil {
+		s.ledger.setSessions()
+	}
 	if !slices.Equal(withheld, s.withheld) {
 		level.Info(s.Logger).Log("event", "guard", "msg", "egress addresses withheld from BGP", "addresses", fmt.Sprint(withheld))
 		s.withheld = withheld

@@ -3,11 +3,14 @@
 package speakerext
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	frrk8sv1beta1 "github.com/metallb/frr-k8s/api/v1beta1"
@@ -15,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
 	"github.com/metallb-egress/metallb-egress/bgp"
@@ -207,8 +211,25 @@ func TestSessionStates(t *testing.T) {
 	four, six := bgp.Session{Peer: netip.MustParseAddr("172.18.0.100"), State: bgp.Established, BFD: bgp.BFDUp}, bgp.Session{VRF: "red", Peer: netip.MustParseAddr("2001:db8::1"), State: bgp.Active}
 	r := newRig(t, aPod("metallb-system", "egress-speaker-x", "n1", "172.18.0.11"))
 	r.Pod = "egress-speaker-x"
+	r.bgp.sessions = []bgp.Session{} // before the start is over there are none, which says nothing
+	if err := r.Client.Create(t.Context(), r.sessionState(four, metav1.OwnerReference{Kind: "Pod", Name: "an-older-one"})); err != nil {
+		t.Fatal(err)
+	}
+	theirs := r.sessionState(six, metav1.OwnerReference{Kind: "Pod", Name: "frr-k8s-x"})
+	theirs.Name = "n1-x7k2p"
+	r.sync()
+	if got := r.states(); len(got) != 1 || got[0].OwnerReferences[0].Name != "an-older-one" {
+		t.Errorf("states before the start is over: %v", got)
+	}
+	r.settle()
+	if err := r.Client.Create(t.Context(), theirs); err != nil {
+		t.Fatal(err)
+	}
 	show := func() (lines []string) {
 		for _, s := range r.states() {
+			if s.Name == theirs.Name {
+				continue
+			}
 			owner := "nobody"
 			if len(s.OwnerReferences) == 1 {
 				owner = s.OwnerReferences[0].Kind + " " + s.OwnerReferences[0].Name
@@ -244,6 +265,10 @@ func TestSessionStates(t *testing.T) {
 		if diff := cmp.Diff(step.want, show()); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", step.name, diff)
 		}
+	}
+
+	if len(r.states()) != 1 {
+		t.Error("the object of frr-k8s is gone")
 	}
 
 	// At most once a second.
@@ -304,5 +329,53 @@ func TestExternalBackEnd(t *testing.T) {
 	}
 	if err := r.loops.work(r.now, names); err != nil {
 		t.Errorf("no heartbeat: %v", err)
+	}
+}
+
+// TestSessionStatesThatCannotBeWritten hold up nothing, and are told; the time between two tries grows.
+func TestSessionStatesThatCannotBeWritten(t *testing.T) {
+	r := newRig(t)
+	r.sync()
+	r.settle()
+	refused := true
+	r.Client = interceptor.NewClient(r.Client.(client.WithWatch), interceptor.Funcs{
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, options ...client.SubResourcePatchOption) error {
+			if _, state := o.(*frrk8sv1beta1.BGPSessionState); state && refused {
+				return errors.New("forbidden")
+			}
+			return c.SubResource(sub).Patch(ctx, o, p, options...)
+		},
+	})
+	r.bgp.sessions = []bgp.Session{{Peer: netip.MustParseAddr("172.18.0.100"), State: bgp.Active}}
+	var waits []time.Duration
+	for range 8 {
+		r.now = r.now.Add(longestStatesInterval)
+		again, err := r.SyncReport(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		waits = append(waits, again)
+	}
+	seconds := func(n ...time.Duration) (list []time.Duration) {
+		for _, one := range n {
+			list = append(list, one*time.Second)
+		}
+		return list
+	}
+	if diff := cmp.Diff(seconds(2, 4, 8, 16, 32, 60, 60, 60), waits); diff != "" {
+		t.Errorf("waits (-want +got):\n%s", diff)
+	}
+	if got := strings.Join(r.problems(), " "); !strings.Contains(got, "BGPSessionState") || !strings.Contains(got, "forbidden") {
+		t.Errorf("problems %q", got)
+	}
+	refused = false
+	for range 2 {
+		r.now = r.now.Add(longestStatesInterval)
+		if _, err := r.SyncReport(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := r.states(); len(got) != 1 || got[0].Status.BGPStatus != "Active" || len(r.problems()) > 0 {
+		t.Errorf("states %+v, problems %q", got, r.problems())
 	}
 }

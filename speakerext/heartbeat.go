@@ -37,6 +37,9 @@ const (
 	// hangs is how long a loop may be in one call before the speaker counts as dead. Whatever a loop
 	// calls ends within applyTimeout, unless it ignores that.
 	hangs = 3 * applyTimeout
+	// hangsForGood is how long the BGP loop may be in one call before the process had better end, and begin
+	// anew: no route can be withdrawn meanwhile.
+	hangsForGood = 2 * hangs
 	// lookAtLoops is how long to wait before looking again at loops that don't work.
 	lookAtLoops = 500 * time.Millisecond
 )
@@ -50,6 +53,8 @@ var errStarting = errors.New("the speaker starts")
 // All speakers together write 4 renewals a second in a cluster of 10 nodes, 40 in one of 100, and 50
 // from 125 to 1,500 nodes, where each waits the longer for it: 20 s with 1,000 nodes, and as many more
 // seconds pass before a dead one is noticed (leaseDurationSeconds is 4 times that).
+//
+// The error is that the BGP loop hangs for good.
 func (s *Speaker) Heartbeat(ctx context.Context) error {
 	interval, failing := shortestBeat, false
 	var names []string
@@ -67,6 +72,9 @@ func (s *Speaker) Heartbeat(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return nil
+		}
+		if s.loops.inCall(bgpName, s.Now()) > hangsForGood {
+			return fmt.Errorf("the %s loop hangs: it has been in one call for more than %v, and the process ends, so that its routes do", bgpName, hangsForGood)
 		}
 		if !errors.Is(err, errStarting) {
 			s.logHeartbeat(failing, err)
@@ -165,6 +173,16 @@ func (l *loops) enter(name string, now func() time.Time) (leave func()) {
 		defer l.mutex.Unlock()
 		l.calls[name] = call{ended: true}
 	}
+}
+
+// inCall is how long the call of a loop that is under way has lasted.
+func (l *loops) inCall(name string, now time.Time) time.Duration {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	if begun := l.calls[name].begun; !begun.IsZero() {
+		return now.Sub(begun)
+	}
+	return 0
 }
 
 // work is nil when each loop has come back at least once, and none is in a call for too long.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -325,4 +326,18 @@ func TestHeartbeatCost(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
+}
+
+// TestHangingBGPEndsTheSpeaker: what can't withdraw a route must not go on.
+func TestHangingBGPEndsTheSpeaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.Now = time.Now
+		begin := time.Now()
+		r.loops.enter(bgpName, time.Now)
+		err := r.Heartbeat(t.Context())
+		if took := time.Since(begin); err == nil || !strings.Contains(err.Error(), "the bgp loop hangs") || took < hangsForGood || took > 2*hangsForGood {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
 }

@@ -31,6 +31,7 @@ type ledger struct {
 	behind    []string                     // keys of services whose packets are not treated as wanted; ordered
 	started   bool                         // some plan has been confirmed since the start
 	problems  map[string][]string          // what each loop could not honour
+	sessions  bool                         // the BGP speaker has been given its configuration since the start
 	findings  map[types.NamespacedName]int // problems per FRRConfiguration, those with none left out
 	config    offers                       // of the newest BGP sync
 }
@@ -153,6 +154,19 @@ func (l *ledger) setProblems(loop string, problems []string) {
 		l.problems = map[string][]string{}
 	}
 	l.problems[loop] = problems
+}
+
+func (l *ledger) setSessions() {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.sessions = true
+}
+
+// hasSessions is true once the BGP speaker's sessions are those that are wanted.
+func (l *ledger) hasSessions() bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.sessions
 }
 
 func (l *ledger) setFindings(findings map[types.NamespacedName]int) {

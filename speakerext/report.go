@@ -4,7 +4,6 @@ package speakerext
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -47,13 +46,11 @@ func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	var again time.Duration
-	if s.BGP != nil {
-		if again, err = s.syncSessionStates(ctx, report); err != nil {
-			return again, errors.Join(err, s.writeReport(ctx, report, all))
-		}
+	if err := s.writeReport(ctx, report, all); err != nil || s.BGP == nil || !s.ledger.hasSessions() {
+		return 0, err
 	}
-	return again, s.writeReport(ctx, report, all)
+	// What says that a service is programmed does not wait for these.
+	return s.syncSessionStates(context.WithoutCancel(ctx), report)
 }
 
 // writeReport writes the EgressNode, unless it is equal.

@@ -32,14 +32,17 @@ const (
 
 const (
 	// sessionStatesInterval is the shortest time from one writing of BGPSessionStates to the next: a
-	// session that flaps must not keep the API server busy.
+	// session that flaps must not keep the API server busy. While writes fail it doubles, up to
+	// longestStatesInterval.
 	sessionStatesInterval = time.Second
+	longestStatesInterval = time.Minute
 	// noBFD is frr-k8s' word.
 	noBFD = "N/A"
 )
 
 // syncSessionStates brings the node's BGPSessionStates up to date: one per session, as frr-k8s has
-// them. They go with the speaker's pod, or without one with the EgressNode.
+// them. They go with the speaker's pod, or without one with the EgressNode. Those that frr-k8s itself has
+// made are left alone. Writes that fail are a problem of the node's, and hold up nothing.
 func (s *Speaker) syncSessionStates(ctx context.Context, report *v1alpha1.EgressNode) (again time.Duration, err error) {
 	owner, err := s.sessionStateOwner(ctx, report)
 	if err != nil {
@@ -66,6 +69,9 @@ func (s *Speaker) syncSessionStates(ctx context.Context, report *v1alpha1.Egress
 	for i := range there.Items {
 		old := &there.Items[i]
 		want, ok := wanted[old.Name]
+		if !ok && !s.ownState(old.Name) {
+			continue
+		}
 		if !ok {
 			write("delete", old.Name, func() error { return client.IgnoreNotFound(s.Client.Delete(ctx, old.DeepCopy())) })
 			continue
@@ -96,12 +102,22 @@ func (s *Speaker) syncSessionStates(ctx context.Context, report *v1alpha1.Egress
 	if wait := s.statesAfter.Sub(s.Now()); wait > 0 {
 		return wait, nil
 	}
-	s.statesAfter = s.Now().Add(sessionStatesInterval)
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
 	var errs []error
 	for _, call := range writes {
 		errs = append(errs, call())
 	}
-	return 0, errors.Join(errs...)
+	err = errors.Join(errs...)
+	if err == nil {
+		s.statesInterval = sessionStatesInterval
+	} else {
+		s.statesInterval = min(max(2*s.statesInterval, sessionStatesInterval), longestStatesInterval)
+		again = s.statesInterval
+	}
+	s.statesAfter = s.Now().Add(s.statesInterval)
+	s.ledger.setFailure("BGPSessionStates", err)
+	return again, nil
 }
 
 // writeState writes the status of an object, whose own is what the API server has.
@@ -109,6 +125,12 @@ func (s *Speaker) writeState(ctx context.Context, object *frrk8sv1beta1.BGPSessi
 	before := object.DeepCopy()
 	object.Status = status
 	return s.Client.Status().Patch(ctx, object, client.MergeFrom(before))
+}
+
+// ownState tells the names of our objects from those of frr-k8s, whose suffix is shorter.
+func (s *Speaker) ownState(name string) bool {
+	suffix, ok := strings.CutPrefix(name, fmt.Sprintf("%.236s-", s.Node))
+	return ok && len(suffix) == 16
 }
 
 // sessionStateOwner is the speaker's pod, or without one the report.
@@ -132,7 +154,7 @@ func (s *Speaker) sessionState(session bgp.Session, owner metav1.OwnerReference)
 		// A label's value has no colons, and ends with a letter or a digit.
 		peer = strings.ReplaceAll(session.Peer.StringExpanded(), ":", "-")
 	}
-	hash := fnv.New64a()
+	hash := fnv.New64a()                                         // 16 digits, see ownState
 	_, _ = fmt.Fprintf(hash, "%s/%s", session.VRF, session.Peer) // never fails
 	bfd := string(session.BFD)
 	switch session.BFD {

@@ -87,7 +87,9 @@ type Speaker struct {
 	noted     map[types.UID]string // what the last event on an FRRConfiguration said
 	// Of the report loop.
 	reportAfter time.Time // when the next may be written
-	statesAfter time.Time // when BGPSessionStates may be written next
+	// statesAfter is when BGPSessionStates may be written next, statesInterval the time between two.
+	statesAfter    time.Time
+	statesInterval time.Duration
 
 	modeMutex sync.Mutex
 	mode      string

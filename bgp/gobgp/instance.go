@@ -56,6 +56,7 @@ type instance struct {
 	unsure bool
 
 	mu       sync.Mutex
+	bfdRuns  map[netip.Addr]bool // that GoBGP's BFD server has, by its log
 	peers    map[netip.Addr]peer
 	paths    map[netip.Prefix][]tag // as given to GoBGP, tags ordered
 	sessions map[netip.Addr]*session
@@ -86,6 +87,7 @@ func startInstance(ctx context.Context, logger log.Logger, key instanceKey, noti
 		peers:     map[netip.Addr]peer{},
 		paths:     map[netip.Prefix][]tag{},
 		sessions:  map[netip.Addr]*session{},
+		bfdRuns:   map[netip.Addr]bool{},
 	}
 	i.server = gobgpserver.NewBgpServer(gobgpserver.LoggerOption(slog.New(&tap{instance: i}), nil))
 	go i.server.Serve()
@@ -119,6 +121,9 @@ func startInstance(ctx context.Context, logger log.Logger, key instanceKey, noti
 func (i *instance) apply(ctx context.Context, want bgp.Router, restarting func(vrf string, peer netip.Addr) bool) error {
 	i.applying.Lock()
 	defer i.applying.Unlock()
+	if i.ended {
+		return fmt.Errorf("%s: it has not been stopped to the end", i.key)
+	}
 	var errs []error
 	failed := func(err error) {
 		if err != nil {
@@ -127,16 +132,19 @@ func (i *instance) apply(ctx context.Context, want bgp.Router, restarting func(v
 	}
 	failed(i.removePeers(ctx, want))
 	plan := i.plan(want)
-	failed(i.withdraw(ctx, plan))
+	paths := i.withdraw(ctx, plan)
 	missing, err := i.addStatements(ctx, plan)
 	failed(err)
 	if len(missing) > 0 {
 		plan.without(missing)
-		failed(i.withdraw(ctx, plan))
+		paths = errors.Join(paths, i.withdraw(ctx, plan))
 	}
-	failed(i.announce(ctx, plan))
+	paths = errors.Join(paths, i.announce(ctx, plan))
+	failed(paths)
 	failed(i.removeStatements(ctx))
-	failed(i.addPeers(ctx, want, restarting))
+	if paths == nil { // else a new peer's first End-of-RIB would not be honest
+		failed(i.addPeers(ctx, want, restarting))
+	}
 	i.given, i.unsure = map[netip.Addr][]bgp.Route{}, len(errs) > 0
 	for _, neighbor := range want.Neighbors {
 		i.given[neighbor.Address] = neighbor.Routes
@@ -198,7 +206,17 @@ func (i *instance) sentUpdates(ctx context.Context) (sum uint64) {
 func (i *instance) stop(ctx context.Context, mode bgp.StopMode) error {
 	i.applying.Lock()
 	i.ended = true
+	var errs []error
+	if mode == bgp.Withdraw {
+		// StopBgp can't wait for BFD sessions to end, see watch. With bgp.Keep the process ends anyway.
+		for address := range i.peers {
+			errs = append(errs, i.watch(ctx, address, bgp.BFD{}))
+		}
+	}
 	i.applying.Unlock()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%s: stopping: %w", i.key, err)
+	}
 	if mode == bgp.Keep {
 		i.settle(ctx)
 	}

@@ -146,24 +146,33 @@ func (i *instance) withdraw(ctx context.Context, plan plan) error {
 		}
 	}
 	slices.SortFunc(gone, bgp.ComparePrefixes)
-	return i.inBatches(ctx, "withdrawing", gone, nil, func(paths []*gobgpapiutil.Path) error {
+	// However late it is: nothing is more urgent.
+	return i.inBatches(context.WithoutCancel(ctx), "withdrawing", gone, nil, func(paths []*gobgpapiutil.Path) error {
 		return i.server.DeletePath(gobgpapiutil.DeletePathRequest{Paths: paths})
 	})
 }
 
 // announce gives GoBGP the paths that are new or whose tags have changed.
 func (i *instance) announce(ctx context.Context, plan plan) error {
-	var changed []netip.Prefix
+	var fewer, more []netip.Prefix
 	for prefix, tags := range plan.paths {
-		if len(tags) > 0 && !slices.Equal(i.paths[prefix], tags) {
-			changed = append(changed, prefix)
+		switch had := i.paths[prefix]; {
+		case len(tags) == 0 || slices.Equal(had, tags):
+		case len(tags) < len(had) && !slices.ContainsFunc(tags, func(t tag) bool { return !slices.Contains(had, t) }):
+			fewer = append(fewer, prefix) // a withdrawal, from some peers
+		default:
+			more = append(more, prefix)
 		}
 	}
-	slices.SortFunc(changed, bgp.ComparePrefixes)
-	return i.inBatches(ctx, "announcing", changed, plan.paths, func(paths []*gobgpapiutil.Path) error {
+	slices.SortFunc(fewer, bgp.ComparePrefixes)
+	slices.SortFunc(more, bgp.ComparePrefixes)
+	call := func(paths []*gobgpapiutil.Path) error {
 		_, err := i.server.AddPath(gobgpapiutil.AddPathRequest{Paths: paths})
 		return err
-	})
+	}
+	return errors.Join(
+		i.inBatches(context.WithoutCancel(ctx), "announcing", fewer, plan.paths, call),
+		i.inBatches(ctx, "announcing", more, plan.paths, call))
 }
 
 // inBatches calls GoBGP for the prefixes and records what it took. A batch that fails is given

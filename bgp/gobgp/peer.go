@@ -69,7 +69,7 @@ func (i *instance) removePeers(ctx context.Context, want bgp.Router) error {
 			delete(i.peers, address)
 		}
 		i.mu.Unlock()
-		i.unsure = i.unsure || p.running // its number or its AS number, and so its tags, may be others
+		i.unsure = i.unsure || p.conf.Address.IsValid() // its number or its AS number, and so its tags, may be others
 		i.notify()
 	}
 	return errors.Join(errs...)

@@ -78,42 +78,51 @@ func (s *Speaker) Apply(ctx context.Context, want bgp.Config) error {
 	for _, router := range want.Routers {
 		wanted[instanceKey{router.VRF, router.ASN, router.ID}] = router
 	}
-	for _, old := range s.list() {
-		if _, ok := wanted[old.key]; !ok {
-			errs = append(errs, s.remove(ctx, old))
+	// Those that run come first: to end a server may take as long as ctx allows. New ones come last: they
+	// may have the peers of one that ends.
+	running := s.list()
+	for _, i := range running {
+		if router, ok := wanted[i.key]; ok {
+			errs = append(errs, i.apply(ctx, router, s.restarting))
+			delete(wanted, i.key)
+		}
+	}
+	for _, i := range running {
+		if !slices.ContainsFunc(want.Routers, func(r bgp.Router) bool { return i.key == instanceKey{r.VRF, r.ASN, r.ID} }) {
+			errs = append(errs, s.remove(ctx, i))
 		}
 	}
 	for _, router := range want.Routers {
-		errs = append(errs, s.applyRouter(ctx, router))
+		if _, ok := wanted[instanceKey{router.VRF, router.ASN, router.ID}]; ok {
+			errs = append(errs, s.start(ctx, router))
+		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Speaker) applyRouter(ctx context.Context, router bgp.Router) error {
+// start starts a server.
+func (s *Speaker) start(ctx context.Context, router bgp.Router) error {
 	key := instanceKey{router.VRF, router.ASN, router.ID}
-	s.mu.Lock()
-	i := s.instances[key]
-	s.mu.Unlock()
-	if i == nil {
-		var err error
-		if i, err = startInstance(ctx, s.logger, key, s.notify, s.minUptime); err != nil {
-			return err
-		}
-		s.mu.Lock()
-		s.instances[key] = i
-		s.mu.Unlock()
+	i, err := startInstance(ctx, s.logger, key, s.notify, s.minUptime)
+	if err != nil {
+		return err
 	}
+	s.mu.Lock()
+	s.instances[key] = i
+	s.mu.Unlock()
 	return i.apply(ctx, router, s.restarting)
 }
 
-// remove ends one server for good.
+// remove ends one server for good. One that does not end stays known, and is tried again.
 func (s *Speaker) remove(ctx context.Context, i *instance) error {
+	if err := i.stop(ctx, bgp.Withdraw); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	delete(s.instances, i.key)
 	s.mu.Unlock()
-	err := i.stop(ctx, bgp.Withdraw)
 	s.notify()
-	return err
+	return nil
 }
 
 // restarting says whether the peer may be told that this is a restart in which forwarding went on.

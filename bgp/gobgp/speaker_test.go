@@ -223,6 +223,10 @@ func TestSecondApplyCallsNothing(t *testing.T) {
 	if err := i.stop(t.Context(), bgp.Withdraw); err != nil {
 		t.Fatal(err)
 	}
+	if err := speaker.Apply(t.Context(), config(neighbor(tor, "203.0.113.1/32"))); err == nil {
+		t.Error("a server that has been stopped takes something")
+	}
+	i.ended = false // now it is as if GoBGP had ended by itself
 	if err := speaker.Apply(t.Context(), config(neighbor(tor, "203.0.113.1/32"))); err != nil {
 		t.Errorf("applying the same again called GoBGP: %v", err)
 	}
@@ -399,9 +403,7 @@ func TestRandomConfigs(t *testing.T) {
 		if step > 0 && random.IntN(5) == 0 { // nothing of it can be done at first
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
-			if err := speaker.Apply(ctx, config(neighbors...)); err == nil {
-				t.Fatal("no error with a context that has ended")
-			}
+			_ = speaker.Apply(ctx, config(neighbors...)) // what has to go goes all the same
 		}
 		apply(t, speaker, neighbors...)
 		if step == 2*configs/3 { // a peer goes, and comes back

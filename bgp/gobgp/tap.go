@@ -71,7 +71,11 @@ func (t *tap) Handle(_ context.Context, record slog.Record) error {
 			}
 		}
 	}
-	if up, ok := bfdLines[record.Message]; ok && line.peer.IsValid() {
+	if runs, ok := bfdServerLines[record.Message]; ok && line.peer.IsValid() {
+		t.instance.mu.Lock()
+		t.instance.bfdRuns[line.peer] = runs
+		t.instance.mu.Unlock()
+	} else if up, ok := bfdLines[record.Message]; ok && line.peer.IsValid() {
 		t.instance.bfdEvent(line.peer, up)
 	} else if text != "" && line.peer.IsValid() {
 		t.instance.sessionError(line.peer, text)
@@ -104,6 +108,9 @@ func (t *tap) forward(record slog.Record, text string) {
 // bfdLines say whether BFD came up or went down. The second is also a line, later, of a session that
 // never was up.
 var bfdLines = map[string]bool{"Set state to UP": true, "Expired": false, "Remote peer signaled BFD down": false}
+
+// bfdServerLines say that GoBGP's BFD server has a session, or has ended it.
+var bfdServerLines = map[string]bool{"Insert BFD peer": true, "Remove BFD peer": false}
 
 // errorLines are the lines below warning that say why a session isn't there.
 var errorLines = map[string]func(attrs map[string]slog.Value) string{

@@ -150,9 +150,9 @@ const watchTimeout = 2 * time.Second
 
 // watch gives the peer this BFD, none with the zero one.
 //
-// It waits until the BFD server has taken it. That server has a queue of one request, filled by the
-// same goroutine that a BFD session needs to reset its BGP peer: two requests on top of each other
-// while a session ends would hang all of GoBGP (v4.8.0).
+// It waits until the BFD server says in its log that it has done it. That server has a queue of one
+// request, filled by the same goroutine that a BFD session needs to reset its BGP peer: requests on top
+// of each other while a session ends would hang all of GoBGP (v4.8.0).
 func (i *instance) watch(ctx context.Context, address netip.Addr, want bgp.BFD) error {
 	p := i.peers[address]
 	if p.watching == want {
@@ -183,7 +183,10 @@ func (i *instance) watch(ctx context.Context, address netip.Addr, want bgp.BFD) 
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
 	for {
-		if _, ok := i.bfdPeers(ctx)[address]; ok == (want != bgp.BFD{}) {
+		i.mu.Lock()
+		runs := i.bfdRuns[address]
+		i.mu.Unlock()
+		if runs == (want != bgp.BFD{}) {
 			i.notify()
 			return nil
 		}
