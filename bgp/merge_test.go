@@ -4,6 +4,7 @@ package bgp
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -453,6 +454,28 @@ spec:
 			},
 		},
 		{
+			name: "BFD: the oldest object's VRF has it; not across hops that an older object has",
+			objects: []string{
+				bfdPeering("a", "red", "", "{name: p}"),
+				bfdPeering("b", "", "", "{name: p}"),
+				peering("c", "", "asn: 64512\nebgpMultiHop: true\n"),
+				strings.ReplaceAll(peering("d", "", "asn: 64512\nebgpMultiHop: true\n"), "192.0.2.1\n", "192.0.2.2\n"),
+				bfdPeering("e", "", "192.0.2.2", "{name: p}"),
+			},
+			want: Config{Routers: []Router{
+				{ASN: 64513, ID: netip.MustParseAddr("192.0.2.11"), Neighbors: []Neighbor{base(nil), base(func(n *Neighbor) {
+					n.Address, n.EBGPMultiHop = netip.MustParseAddr("192.0.2.2"), true
+				})}},
+				{VRF: "red", ASN: 64513, ID: netip.MustParseAddr("192.0.2.11"), Neighbors: []Neighbor{base(func(n *Neighbor) {
+					n.BFD = BFD{300 * time.Millisecond, 300 * time.Millisecond, 3}
+				})}},
+			}},
+			problems: []string{
+				"c, neighbor 192.0.2.1: ebgpMultiHop contradicts", "e, neighbor 192.0.2.2: ebgpMultiHop contradicts", "e, neighbor 192.0.2.2: bfdProfile: ebgpMultiHop, of the older metallb-system/d",
+				`b, neighbor 192.0.2.1: bfdProfile: BFD runs in one VRF of a node, here in "red"`,
+			},
+		},
+		{
 			name: "an AS number that is any but the own",
 			objects: []string{
 				peering("a", "", "dynamicASN: external\nlocalASN: 64600\n"),
@@ -521,6 +544,31 @@ func TestMergeWithoutNodeAddresses(t *testing.T) {
 	if one.Routers[0].ID == two.Routers[0].ID || !one.Routers[0].ID.Is4() {
 		t.Errorf("router IDs %s and %s, want two IPv4 addresses", one.Routers[0].ID, two.Routers[0].ID)
 	}
+}
+
+// TestMergeManyCommunities: more than fit into an UPDATE are refused, and a younger object can't take an
+// older one's route away by them.
+func TestMergeManyCommunities(t *testing.T) {
+	t.Parallel()
+	with := func(name string, n int, count int) FRRConfiguration {
+		text := allowAll
+		text = strings.Replace(text, "{allowed: {mode: all}}", "\n  allowed: {mode: all}\n  withCommunity:", 1)
+		for k := range count {
+			text += fmt.Sprintf("  - {community: '%d:%d', prefixes: [203.0.113.1/32]}\n", n, k)
+		}
+		return object(t, n, peering(name, "203.0.113.1/32, 203.0.113.2/32", text))
+	}
+	got, problems := Merge(testNode, []FRRConfiguration{with("a", 1, maxCommunities), with("b", 2, 1)}, testSecret)
+	if routes := got.Routers[0].Neighbors[0].Routes; len(routes) != 2 || len(routes[0].Communities) != maxCommunities {
+		t.Errorf("routes %v", routes)
+	}
+	compareProblems(t, []string{"b, neighbor 192.0.2.1: toAdvertise.withCommunity: with those of older objects 203.0.113.1/32 would have more than 100"}, problems)
+
+	got, problems = Merge(testNode, []FRRConfiguration{with("a", 1, maxCommunities+1)}, testSecret)
+	if routes := got.Routers[0].Neighbors[0].Routes; len(routes) != 1 || routes[0].Prefix.String() != "203.0.113.2/32" {
+		t.Errorf("routes %v", routes)
+	}
+	compareProblems(t, []string{"a, neighbor 192.0.2.1: 1 prefixes are not announced: they have more than 100 communities"}, problems)
 }
 
 // TestMergeSameAge lets the name decide.
