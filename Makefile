@@ -78,6 +78,7 @@ bench: ## measure the controller side by side with a bare client; BENCH="-cells 
 	$(TOOLS) kubernetes
 	$(MAKE) build
 	$(PLAIN) go test -run '^$$' -bench . -benchmem ./controllerext/election ./controllerext/advertisement
+	$(PLAIN) go test -run '^$$' -bench . -benchtime 400x ./bgp/gobgp
 	$(PLAIN) go build -o bin/bench ./e2e/bench
 	bin/bench $(BENCH)
 
