@@ -8,7 +8,7 @@
 //
 //   - Merge turns the FRRConfigurations that select a node into one Config. What cannot be
 //     honored is refused by neighbor or by prefix attribute, never by object, and every refusal
-//     is a Problem: nothing is dropped silently.
+//     is a Problem: nothing is dropped silently. Merger is Merge with a memory of one.
 //   - Guard withholds from a Config the host routes of egress addresses that this node may not
 //     announce now. It only takes away; it never adds or changes a route.
 //   - Speaker makes the sessions and routes of a Config real. Package bgp/gobgp implements it.
