@@ -57,9 +57,9 @@ var errStarting = errors.New("the speaker starts")
 // The error is that the BGP loop hangs for good.
 func (s *Speaker) Heartbeat(ctx context.Context) error {
 	interval, failing := shortestBeat, false
-	var names []string
-	for _, loop := range s.Loops() {
-		names = append(names, loop.Name)
+	names := []string{dataplaneName, reportName}
+	if s.BGP != nil {
+		names = append(names, bgpName)
 	}
 	for {
 		wait := lookAtLoops
