@@ -44,6 +44,7 @@ func (s *session) refuse(now time.Time, reason string) {
 
 // bfdMemory is what is remembered of a peer's BFD.
 type bfdMemory struct {
+	up             bool // GoBGP's own word is a moment later than its log, which is what wakes readers
 	ups, downs     uint64
 	lastDown       time.Time
 	recentDowns    []time.Time // since the last suspension; the newest few
@@ -60,7 +61,7 @@ const (
 
 // down notes that BFD went down. It is true when BFD is to be suspended.
 func (b *bfdMemory) down(now time.Time) bool {
-	b.downs, b.lastDown = b.downs+1, now
+	b.up, b.downs, b.lastDown = false, b.downs+1, now
 	b.recentDowns = append(b.recentDowns, now)
 	if len(b.recentDowns) < maxBFDDowns {
 		return false
@@ -167,7 +168,7 @@ func (i *instance) bfdEvent(address netip.Addr, up bool) {
 	suspended := false
 	i.mu.Lock()
 	if s := i.sessions[address]; s != nil && up {
-		s.ups++
+		s.up, s.ups = true, s.ups+1
 	} else if s != nil {
 		suspended = s.down(time.Now())
 	}
@@ -177,6 +178,16 @@ func (i *instance) bfdEvent(address netip.Addr, up bool) {
 			"msg", fmt.Sprintf("BFD ended the session %d times within %s, and is switched off for a while", maxBFDDowns, bfdWindow))
 	}
 	i.notify()
+}
+
+// bfdServerEvent records that GoBGP's BFD server has a session with the peer, or has ended it.
+func (i *instance) bfdServerEvent(address netip.Addr, runs bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.bfdRuns[address] = runs
+	if s := i.sessions[address]; s != nil && !runs {
+		s.up = false
+	}
 }
 
 // announcedFamilies reads the families of an OPEN. A side without multiprotocol extensions takes
@@ -225,7 +236,6 @@ func gracefulRestartOf(capabilities []gobgppacket.ParameterCapabilityInterface) 
 
 // list returns the sessions, ordered by peer.
 func (i *instance) list() []bgp.Session {
-	running := i.bfdPeers(context.Background())
 	now := time.Now()
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -239,7 +249,7 @@ func (i *instance) list() []bgp.Session {
 		case i.peers[address].bfd == bgp.BFD{}:
 		case now.Before(s.suspendedUntil):
 			session.BFD = bgp.BFDSuspended
-		case running[address].GetSessionState() == api.BfdSessionState_BFD_SESSION_STATE_UP:
+		case s.up:
 			session.BFD = bgp.BFDUp
 		default:
 			session.BFD = bgp.BFDDown

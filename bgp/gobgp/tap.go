@@ -72,9 +72,7 @@ func (t *tap) Handle(_ context.Context, record slog.Record) error {
 		}
 	}
 	if runs, ok := bfdServerLines[record.Message]; ok && line.peer.IsValid() {
-		t.instance.mu.Lock()
-		t.instance.bfdRuns[line.peer] = runs
-		t.instance.mu.Unlock()
+		t.instance.bfdServerEvent(line.peer, runs)
 	} else if up, ok := bfdLines[record.Message]; ok && line.peer.IsValid() {
 		t.instance.bfdEvent(line.peer, up)
 	} else if text != "" && line.peer.IsValid() {
