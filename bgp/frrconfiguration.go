@@ -18,6 +18,7 @@ import (
 type FRRConfiguration struct {
 	frrk8sv1beta1.FRRConfiguration
 	prepends []routerPrepends // of spec.bgp.routers, by index; shorter or nil when the rest has none
+	unread   error            // why prepends could not be read
 }
 
 // FRRConfigurationList is a list of FRRConfiguration.
@@ -50,7 +51,7 @@ func (c *FRRConfiguration) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &c.FRRConfiguration); err != nil {
 		return err
 	}
-	c.prepends = nil
+	c.prepends, c.unread = nil, nil
 	if !bytes.Contains(data, []byte(asPathPrepend)) {
 		return nil
 	}
@@ -61,8 +62,10 @@ func (c *FRRConfiguration) UnmarshalJSON(data []byte) error {
 			} `json:"bgp"`
 		} `json:"spec"`
 	}
+	// One object that can't be read would keep all others from being listed: Merge tells of it.
 	if err := json.Unmarshal(data, &more); err != nil {
-		return fmt.Errorf("%s: %w", asPathPrepend, err)
+		c.unread = fmt.Errorf("toAdvertise.%s can't be read, ignored: %w", asPathPrepend, err)
+		return nil
 	}
 	c.prepends = more.Spec.BGP.Routers
 	return nil
@@ -78,7 +81,7 @@ func (c *FRRConfiguration) asPathPrepends(router, neighbor int) []ASPathPrepend 
 
 // DeepCopyObject implements runtime.Object. What is read only is shared.
 func (c *FRRConfiguration) DeepCopyObject() runtime.Object {
-	return &FRRConfiguration{*c.FRRConfiguration.DeepCopy(), c.prepends}
+	return &FRRConfiguration{*c.FRRConfiguration.DeepCopy(), c.prepends, c.unread}
 }
 
 // DeepCopyObject implements runtime.Object.
@@ -86,7 +89,7 @@ func (l *FRRConfigurationList) DeepCopyObject() runtime.Object {
 	out := &FRRConfigurationList{TypeMeta: l.TypeMeta, Items: make([]FRRConfiguration, len(l.Items))}
 	l.ListMeta.DeepCopyInto(&out.ListMeta)
 	for i := range l.Items {
-		out.Items[i] = FRRConfiguration{*l.Items[i].FRRConfiguration.DeepCopy(), l.Items[i].prepends}
+		out.Items[i] = FRRConfiguration{*l.Items[i].FRRConfiguration.DeepCopy(), l.Items[i].prepends, l.Items[i].unread}
 	}
 	return out
 }

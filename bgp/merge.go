@@ -119,6 +119,9 @@ func (m *merger) addObject(object *FRRConfiguration) {
 	if object.Spec.Raw.Config != "" {
 		report.problem("raw is not supported: it is FRR's own syntax, and no FRR runs here; ignored")
 	}
+	if object.unread != nil {
+		report.problem("%v", object.unread)
+	}
 	from := source{reporter: report, profiles: map[string]*frrk8sv1beta1.BFDProfile{}}
 	for i := range object.Spec.BGP.BFDProfiles {
 		profile := &object.Spec.BGP.BFDProfiles[i]

@@ -476,6 +476,11 @@ spec:
 			},
 		},
 		{
+			name:    "AS path prepending that can't be read",
+			objects: []string{peering("a", "203.0.113.1/32", "asn: 64512\ntoAdvertise:\n  allowed: {mode: all}\n  withAsPathPrepend: [{asPathPrepend: often, prefixes: [203.0.113.1/32]}]\n")},
+			want:    routerWith(base(withRoutes("203.0.113.1/32"))), problems: []string{"a: toAdvertise.withAsPathPrepend can't be read, ignored"},
+		},
+		{
 			name: "an AS number that is any but the own",
 			objects: []string{
 				peering("a", "", "dynamicASN: external\nlocalASN: 64600\n"),

@@ -85,7 +85,7 @@ func oneChange(b *testing.B, size, peers int, event string) {
 		begin := time.Now()
 		sync(on)
 		for _, s := range concerned {
-			s.arrived(func() bool { return (s.table["203.0.113.1/32"] != "") == on })
+			s.until("the change", func() bool { return (s.table["203.0.113.1/32"] != "") == on })
 		}
 		took = append(took, time.Since(begin))
 	}

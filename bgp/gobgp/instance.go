@@ -204,7 +204,9 @@ func (i *instance) sentUpdates(ctx context.Context) (sum uint64) {
 // stop ends the server. With bgp.Keep it first lets withdrawals out: a peer that keeps routes
 // would keep those too.
 func (i *instance) stop(ctx context.Context, mode bgp.StopMode) error {
-	i.applying.Lock()
+	if err := acquire(ctx, &i.applying); err != nil {
+		return fmt.Errorf("%s: stopping: %w", i.key, err)
+	}
 	i.ended = true
 	var errs []error
 	if mode == bgp.Withdraw {
@@ -213,8 +215,17 @@ func (i *instance) stop(ctx context.Context, mode bgp.StopMode) error {
 			errs = append(errs, i.watch(ctx, address, bgp.BFD{}))
 		}
 	}
+	err := errors.Join(errs...)
+	if err != nil {
+		// It goes on for now, and must not go on announcing.
+		all := plan{paths: map[netip.Prefix][]tag{}}
+		for prefix := range i.paths {
+			all.paths[prefix] = nil
+		}
+		err = errors.Join(err, i.withdraw(ctx, all))
+	}
 	i.applying.Unlock()
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		return fmt.Errorf("%s: stopping: %w", i.key, err)
 	}
 	if mode == bgp.Keep {
@@ -237,6 +248,18 @@ func (i *instance) stop(ctx context.Context, mode bgp.StopMode) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%s: stopping: %w", i.key, ctx.Err())
 	}
+}
+
+// acquire locks mu unless ctx ends before.
+func acquire(ctx context.Context, mu *sync.Mutex) error {
+	for !mu.TryLock() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("GoBGP is still at work: %w", ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // peerUpdate is called by GoBGP's watcher.

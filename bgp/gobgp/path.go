@@ -74,7 +74,11 @@ func (i *instance) changed(want bgp.Router) map[netip.Prefix][]tag {
 		}
 	}
 	wanted := map[netip.Addr]bool{}
-	compared := map[[2]*bgp.Route]bool{} // neighbors often share their routes
+	type pair struct {
+		before, now *bgp.Route
+		lengths     [2]int
+	}
+	compared := map[pair]bool{} // neighbors often share their routes
 	for _, neighbor := range want.Neighbors {
 		wanted[neighbor.Address] = true
 		before, now := i.given[neighbor.Address], neighbor.Routes
@@ -83,8 +87,8 @@ func (i *instance) changed(want bgp.Router) map[netip.Prefix][]tag {
 			add(now)
 			continue
 		}
-		if pair := [2]*bgp.Route{&before[0], &now[0]}; !compared[pair] || len(before) != len(now) {
-			compared[pair] = true
+		if lists := (pair{&before[0], &now[0], [2]int{len(before), len(now)}}); !compared[lists] {
+			compared[lists] = true
 			compare(before, now, changed)
 		}
 	}

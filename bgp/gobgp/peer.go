@@ -98,7 +98,10 @@ func (i *instance) addPeers(ctx context.Context, want bgp.Router, restarting fun
 	var errs []error
 	for _, neighbor := range want.Neighbors {
 		p := i.peers[neighbor.Address]
-		p.conf, p.bfd = sessionOf(neighbor), neighbor.BFD
+		p.bfd = neighbor.BFD
+		if !p.running { // else it is what runs that conf tells, also when it could not be removed
+			p.conf = sessionOf(neighbor)
+		}
 		i.setPeer(neighbor.Address, p)
 		i.mu.Lock()
 		if i.sessions[neighbor.Address] == nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -301,6 +302,68 @@ func TestKeepLetsWithdrawalsOut(t *testing.T) {
 	if left := tor.prefixes(); len(left) != 0 {
 		t.Errorf("%d prefixes are left at the peer", len(left))
 	}
+}
+
+// TestStopIsBounded: a call into GoBGP that hangs does not keep the process from ending.
+func TestStopIsBounded(t *testing.T) {
+	tor := newSink(t, "127.0.0.50", 64512)
+	for _, hold := range []func(*Speaker) *sync.Mutex{
+		func(s *Speaker) *sync.Mutex { return &s.applying },
+		func(s *Speaker) *sync.Mutex { return &s.list()[0].applying },
+	} {
+		speaker := New(log.NewNopLogger(), Options{})
+		apply(t, speaker, neighbor(tor))
+		i, mu := speaker.list()[0], hold(speaker)
+		mu.Lock()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := speaker.Stop(ctx, bgp.Keep); err == nil {
+			t.Error("stopped, with a call under way")
+		}
+		mu.Unlock()
+		if err := i.stop(t.Context(), bgp.Withdraw); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestPeerThatCannotBeRemovedNow is removed later, and the one that it should be comes then. Meanwhile a
+// server that has to end, and can't, announces nothing.
+func TestPeerThatCannotBeRemovedNow(t *testing.T) {
+	tor := newSink(t, "127.0.0.51", 64512)
+	speaker := newSpeaker(t, Options{})
+	n := neighbor(tor, "203.0.113.1/32")
+	apply(t, speaker, n)
+	tor.has("203.0.113.1/32")
+	i := speaker.list()[0]
+	answers := func(ok bool) { // GoBGP's BFD server
+		i.mu.Lock()
+		i.bfdRuns[tor.address] = !ok
+		i.mu.Unlock()
+	}
+	answers(false)
+	n.HoldTime = 30 * time.Second
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := speaker.Apply(short, config(n)); err == nil {
+		t.Fatal("no error")
+	}
+	answers(true)
+	apply(t, speaker, n)
+	tor.until("a session with the new hold time", func() bool { return len(tor.opens) == 2 && tor.opens[1].HoldTime == 30 })
+	tor.has("203.0.113.1/32")
+
+	tor.forget()
+	answers(false)
+	if err := speaker.Apply(t.Context(), bgp.Config{}); err == nil || len(speaker.list()) != 1 {
+		t.Errorf("the server is forgotten, error %v", err)
+	}
+	tor.seen("withdraw 203.0.113.1/32")
+	answers(true)
+	if err := speaker.Apply(t.Context(), bgp.Config{}); err != nil || len(speaker.list()) != 0 {
+		t.Errorf("the server is still there, error %v", err)
+	}
+	tor.seen("notification 6/3")
 }
 
 func TestBFDMemory(t *testing.T) {

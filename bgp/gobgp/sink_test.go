@@ -229,24 +229,6 @@ func (s *sink) until(what string, condition func() bool) {
 	}
 }
 
-// arrived is until, as fast as can be.
-func (s *sink) arrived(condition func() bool) {
-	s.t.Helper()
-	for {
-		s.mu.Lock()
-		ok := condition()
-		s.mu.Unlock()
-		if ok {
-			return
-		}
-		select {
-		case <-s.changed:
-		case <-time.After(testTimeout):
-			s.t.Fatal("nothing has come")
-		}
-	}
-}
-
 // has waits for a prefix and returns its attributes.
 func (s *sink) has(prefix string) (attributes string) {
 	s.t.Helper()

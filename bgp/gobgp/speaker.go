@@ -190,7 +190,10 @@ func (s *Speaker) notify() {
 
 // Stop implements bgp.Speaker.
 func (s *Speaker) Stop(ctx context.Context, mode bgp.StopMode) error {
-	s.applying.Lock()
+	// An Apply that hangs must not keep the process from ending.
+	if err := acquire(ctx, &s.applying); err != nil {
+		return err
+	}
 	defer s.applying.Unlock()
 	s.stopped = true
 	instances := s.list()

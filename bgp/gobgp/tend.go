@@ -154,16 +154,39 @@ const watchTimeout = 2 * time.Second
 // request, filled by the same goroutine that a BFD session needs to reset its BGP peer: requests on top
 // of each other while a session ends would hang all of GoBGP (v4.8.0).
 func (i *instance) watch(ctx context.Context, address netip.Addr, want bgp.BFD) error {
-	p := i.peers[address]
-	if p.watching == want {
-		return nil
-	}
-	if p.watching != (bgp.BFD{}) && want != (bgp.BFD{}) {
-		if err := i.watch(ctx, address, bgp.BFD{}); err != nil {
+	if before := i.peers[address].watching; before != want {
+		if before != (bgp.BFD{}) && want != (bgp.BFD{}) {
+			if err := i.watch(ctx, address, bgp.BFD{}); err != nil {
+				return err
+			}
+		}
+		if err := i.askForBFD(ctx, address, want); err != nil {
 			return err
 		}
-		p = i.peers[address]
+		defer i.notify()
 	}
+	// Also for what was asked for before and never answered.
+	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+	defer cancel()
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for {
+		i.mu.Lock()
+		runs := i.bfdRuns[address]
+		i.mu.Unlock()
+		if runs == (want != bgp.BFD{}) {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return errors.New("BFD of peer " + address.String() + ": GoBGP's BFD server does not answer")
+		}
+	}
+}
+
+func (i *instance) askForBFD(ctx context.Context, address netip.Addr, want bgp.BFD) error {
+	p := i.peers[address]
 	request := i.peerOf(p, false)
 	if want != (bgp.BFD{}) {
 		request.Bfd = &api.BfdPeerConfig{
@@ -178,24 +201,7 @@ func (i *instance) watch(ctx context.Context, address netip.Addr, want bgp.BFD) 
 	}
 	p.watching = want
 	i.setPeer(address, p)
-	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
-	defer cancel()
-	ticker := time.NewTicker(time.Millisecond)
-	defer ticker.Stop()
-	for {
-		i.mu.Lock()
-		runs := i.bfdRuns[address]
-		i.mu.Unlock()
-		if runs == (want != bgp.BFD{}) {
-			i.notify()
-			return nil
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return errors.New("BFD of peer " + address.String() + ": GoBGP's BFD server does not answer")
-		}
-	}
+	return nil
 }
 
 // bfdPeers are the BFD sessions that GoBGP has.
