@@ -39,8 +39,9 @@ test: ## run every test: without privileges first, then, as root, in network nam
 test-full: ## run every test, the long ones included
 	$(MAKE) test SHORT=
 
-test-unit: ## run the tests that need no privileges, with the race detector
+test-unit: ## run the tests that need no privileges, with the race detector where they can be
 	go test -race $(SHORT) ./... | { grep --line-buffered -v 'no test files' || true; }
+	$(PLAIN) go test -count=1 -run '^TestHostilePeer$$' ./bgp/gobgp # see norace_test.go there
 
 test-control: ## run the scripts and the storm of egress-controller against a real API server; needs no root
 	go test -race -tags privileged -count=1 -timeout 15m $(SHORT) ./cmd/egress-controller/

@@ -35,6 +35,12 @@ const (
 // TestMain runs the tests as another process in a network namespace of its own, the node, which
 // goes when that process does.
 func TestMain(m *testing.M) {
+	if os.Getenv(insideEnv) != "" {
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "the loopback device: %v: %s\n", err, out)
+			os.Exit(1)
+		}
+	}
 	if os.Getenv(insideEnv) != "" || os.Geteuid() != 0 {
 		os.Exit(m.Run())
 	}
@@ -82,7 +88,6 @@ func newTorAt(t *testing.T, nodeDevice, nodeAddress, torAddress, nodeAddress6, t
 	holder := r.start(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}, "sleep", "infinity")
 	r.pid = holder.Process.Pid
 
-	run(t, "ip", "link", "set", "lo", "up")
 	run(t, "ip", "link", "add", nodeDevice, "type", "veth", "peer", "name", "node", "netns", strconv.Itoa(r.pid))
 	t.Cleanup(func() { run(t, "ip", "link", "delete", nodeDevice) })
 	for _, at := range []struct {

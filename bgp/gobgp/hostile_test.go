@@ -61,6 +61,9 @@ func join(parts ...[]byte) []byte {
 
 // TestHostilePeer has peers that send what no peer should, and one beside them that must not notice.
 func TestHostilePeer(t *testing.T) {
+	if raceDetector {
+		t.Skip("several sessions end at once, which is where GoBGP v4.8.0 has a race of its own (README.md): make test-unit runs this without the detector")
+	}
 	tests := []struct {
 		name  string
 		bytes []byte
