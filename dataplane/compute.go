@@ -3,7 +3,9 @@
 package dataplane
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,7 +14,7 @@ import (
 // Compute plans one node. It never fails: what can't be honored is left out, or dropped where
 // leaving it out would let a packet carry a wrong source, and is named in a Problem.
 func Compute(in Input) (Plan, []Problem) {
-	c := computer{in: in, self: in.Nodes[in.Node], owner: map[netip.Addr]string{}}
+	c := computer{in: in, self: in.Nodes[in.Node], owner: map[netip.Addr]string{}, held: map[netip.Addr]bool{}}
 	c.internal, c.hosts = c.inside()
 
 	var plan Plan
@@ -21,9 +23,17 @@ func Compute(in Input) (Plan, []Problem) {
 		plan.OVN.add(c.ovnRows(f, shares))
 	}
 	plan.OVN.order()
-	plan.NAT = NAT{
+	plan.Host = Host{
 		Internal:     outermost(append(slices.Clone(c.internal), hostPrefixes(c.hosts)...)),
 		Translations: translations(shares),
+		Accounts:     accounts(shares),
+		Holds:        c.holds,
+		Counted:      counted(shares),
+		Guards:       guards(in.Guards),
+	}
+	slices.SortFunc(plan.Host.Holds, func(a, b Hold) int { return a.Pod.Compare(b.Pod) })
+	if c.stopsStrays() {
+		plan.Host.Pods, plan.Host.OwnPods = outermost(in.Cluster.PodSubnets), outermost(c.self.PodSubnets)
 	}
 	slices.SortFunc(c.problems, func(a, b Problem) int {
 		if d := strings.Compare(a.Service, b.Service); d != 0 {
@@ -40,8 +50,15 @@ type computer struct {
 	internal []netip.Prefix // the cluster's subnets
 	hosts    []netip.Addr   // addresses of hosts outside those subnets
 	owner    map[netip.Addr]string
+	held     map[netip.Addr]bool // the pods in holds
+	holds    []Hold
 	problems []Problem
 }
+
+// stopsStrays is whether other nodes' pods must not leave through this node untranslated: a node
+// that does not know of an endpoint yet, or that a late node still takes for the primary, would let
+// them.
+func (c *computer) stopsStrays() bool { return len(c.in.Services) > 0 && !c.in.StraysPass }
 
 func (c *computer) problem(service, format string, args ...any) {
 	c.problems = append(c.problems, Problem{Service: service, Message: fmt.Sprintf(format, args...)})
@@ -159,6 +176,49 @@ func translations(shares []share) []Translation {
 		}
 	}
 	slices.SortFunc(list, func(a, b Translation) int { return a.Pod.Compare(b.Pod) })
+	return list
+}
+
+// accounts are the sources that packets may leave with: a standby's not yet.
+func accounts(shares []share) []Account {
+	var list []Account
+	seen := map[netip.Addr]bool{}
+	for _, s := range shares {
+		role := s.service.Role
+		if s.source.IsValid() && (role == RolePrimary || role == RolePrevious) && !seen[s.source] {
+			seen[s.source] = true
+			list = append(list, Account{Source: s.source, Service: s.service.Key})
+		}
+	}
+	slices.SortFunc(list, func(a, b Account) int { return a.Source.Compare(b.Source) })
+	return list
+}
+
+// counted are the services that this node has something to do for.
+func counted(shares []share) []string {
+	var keys []string
+	for _, s := range shares {
+		keys = append(keys, s.service.Key)
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// guards joins those of the same address.
+func guards(all []Guard) []Guard {
+	byAddress := map[netip.Addr][]Port{}
+	for _, g := range all {
+		a := g.Address.Unmap()
+		byAddress[a] = append(byAddress[a], g.Ports...)
+	}
+	var list []Guard
+	for _, a := range slices.SortedFunc(maps.Keys(byAddress), netip.Addr.Compare) {
+		ports := byAddress[a]
+		slices.SortFunc(ports, func(a, b Port) int {
+			return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Number, b.Number))
+		})
+		list = append(list, Guard{Address: a, Ports: slices.Compact(ports)})
+	}
 	return list
 }
 

@@ -164,9 +164,9 @@ func TestPackets(t *testing.T) {
 			name:     "being programmed: standby, no primary yet",
 			services: []dataplane.Service{with(dual, placed("", "n2"))},
 			packets: []packet{
-				{"n1", "10.244.1.5", outside, "dropped on n1 by steer-ip4 for ns/a"},
-				{"n2", "10.244.2.5", outside, "dropped on n2 by steer-ip4 for ns/a"},
-				{"n2", "fd00:10:244:2::5", outside6, "dropped on n2 by steer-ip6 for ns/a"},
+				{"n1", "10.244.1.5", outside, "dropped on n1: hold for ns/a"},
+				{"n2", "10.244.2.5", outside, "dropped on n2: hold for ns/a"},
+				{"n2", "fd00:10:244:2::5", outside6, "dropped on n2: hold for ns/a"},
 				{"n2", "10.244.2.5", "10.244.1.6", "inside from n1 as 10.244.2.5"},
 			},
 		},
@@ -183,8 +183,8 @@ func TestPackets(t *testing.T) {
 			name:     "nobody elected, fail closed",
 			services: []dataplane.Service{with(dual, func(s *dataplane.Service) { s.FailClosed = true })},
 			packets: []packet{
-				{"n1", "10.244.1.5", outside, "dropped on n1 by steer-ip4 for ns/a"},
-				{"n3", "fd00:10:244:3::5", outside6, "dropped on n3 by steer-ip6 for ns/a"},
+				{"n1", "10.244.1.5", outside, "dropped on n1: hold for ns/a"},
+				{"n3", "fd00:10:244:3::5", outside6, "dropped on n3: hold for ns/a"},
 				{"n1", "10.244.1.5", "10.96.0.10", "inside from n1 as 10.244.1.5"},
 			},
 		},
@@ -209,9 +209,9 @@ func TestPackets(t *testing.T) {
 			name:     "no LoadBalancer IP at all",
 			services: []dataplane.Service{with(service("ns/a"), placed("n1", "n2"))},
 			packets: []packet{
-				{"n1", "10.244.1.5", outside, "dropped on n1 by steer-ip4 for ns/a"},
-				{"n2", "10.244.2.5", outside, "dropped on n1 by arrive-ip4 for ns/a"},
-				{"n2", "fd00:10:244:2::5", outside6, "dropped on n1 by arrive-ip6 for ns/a"},
+				{"n1", "10.244.1.5", outside, "dropped on n1: hold for ns/a"},
+				{"n2", "10.244.2.5", outside, "dropped on n1: hold for ns/a"},
+				{"n2", "fd00:10:244:2::5", outside6, "dropped on n1: hold for ns/a"},
 			},
 		},
 		{
@@ -281,6 +281,10 @@ func TestPlanText(t *testing.T) {
 	s.Primary, s.Standby = "n1", "n2"
 	in := cluster()
 	in.Services = []dataplane.Service{s}
+	in.Guards = []dataplane.Guard{
+		{Address: addr("172.19.0.100"), Ports: []dataplane.Port{{Protocol: dataplane.UDP, Number: 53}, {Protocol: dataplane.TCP, Number: 80}}},
+		{Address: addr("::ffff:172.19.0.100"), Ports: []dataplane.Port{{Protocol: dataplane.TCP, Number: 80}}},
+	}
 	nodes, problems := compute(in, "")
 	if len(problems) > 0 {
 		t.Errorf("problems: %v", problems)
@@ -303,32 +307,48 @@ internal fd97::/64
 internal fd98::/64
 `
 	shared := `address_set metallb_egress_internal_ip4 {10.96.0.0/16 10.244.0.0/16 100.64.0.0/16 100.88.0.0/16 169.254.0.0/17}
-address_set metallb_egress_nodes_ip4 {172.18.0.11 172.18.0.12 172.18.0.13}
+address_set metallb_egress_internal_ip6 {fd00:10:96::/112 fd00:10:244::/48 fd69::/112 fd97::/64 fd98::/64}
+`
+	nodeSet := `address_set metallb_egress_nodes_ip4 {172.18.0.11 172.18.0.12 172.18.0.13}
+`
+	pods := `address_set metallb_egress_pods_ip4 {10.244.0.0/16}
+address_set metallb_egress_pods_ip6 {fd00:10:244::/48}
 `
 	exempt := `policy 111 "ip4.src == $metallb_egress_served_ip4 && ip4.dst == $metallb_egress_internal_ip4" allow
 policy 111 "ip4.src == $metallb_egress_served_ip4 && ip4.dst == $metallb_egress_nodes_ip4" allow pkt_mark=1008
 `
+	strays := `policy 6 "inport == \"rtots-nN\" && ip4.dst == $metallb_egress_internal_ip4" allow
+policy 6 "inport == \"rtots-nN\" && ip6.dst == $metallb_egress_internal_ip6" allow
+policy 5 "inport == \"rtots-nN\" && ip4.src == $metallb_egress_pods_ip4" reroute 10.244.N.2
+policy 5 "inport == \"rtots-nN\" && ip6.src == $metallb_egress_pods_ip6" reroute fd00:10:244:N::2
+`
+	translate := `translate 10.244.1.5 172.19.0.100
+translate 10.244.2.5 172.19.0.100
+`
+	stopped := `pods 10.244.0.0/16
+pods fd00:10:244::/48
+own_pods 10.244.N.0/24
+own_pods fd00:10:244:N::/64
+guard 172.19.0.100 tcp/80 udp/53
+`
 	want := map[string]string{
-		"n1": shared + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
+		"n1": shared + nodeSet + pods + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
 address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
 ` + exempt + `policy 110 "inport == \"rtots-n1\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
 policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
-source_route 10.244.0.0/16 10.244.1.2
-` + common + `translate 10.244.1.5 172.19.0.100
-translate 10.244.2.5 172.19.0.100
-`,
-		"n2": shared + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
+` + strays + `source_route 10.244.0.0/16 10.244.1.2
+` + common + translate + "account 172.19.0.100 for ns/a\n" + stopped,
+		"n2": shared + nodeSet + pods + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
 address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
 ` + exempt + `policy 110 "inport == \"rtots-n2\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.2.2 for ns/a
 policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 100.88.0.2 for ns/a
-source_route 10.244.0.0/16 10.244.2.2
-` + common + `translate 10.244.1.5 172.19.0.100
-translate 10.244.2.5 172.19.0.100
-`,
-		"n3": common,
+` + strays + `source_route 10.244.0.0/16 10.244.2.2
+` + common + translate + stopped,
+		"n3": shared + pods + strays + common + stopped,
 	}
 	for name, w := range want {
-		w = strings.ReplaceAll(w, "SUM", "09ac74bb56f19d2c")
+		w = strings.ReplaceAll(w, "SUM", "09ac74bb56f19d2c7ed9313d323ae561")
+		w = strings.ReplaceAll(w, "N", name[1:])
 		if d := cmp.Diff(w, nodes[name].Plan.Dump()); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
 		}
@@ -416,7 +436,7 @@ func TestUnreachablePrimary(t *testing.T) {
 	in.Services = []dataplane.Service{s}
 	nodes, _ := compute(in, "")
 	got, err := nodes.Send("n2", addr("10.244.2.5"), addr("198.51.100.7"))
-	if want := "dropped on n2 by steer-ip4 for ns/a"; err != nil || got.String() != want {
+	if want := "dropped on n2: hold for ns/a"; err != nil || got.String() != want {
 		t.Errorf("%s, %v, want %s", got, err, want)
 	}
 }
@@ -432,12 +452,12 @@ func TestManyEndpointsTakeNoMorePolicies(t *testing.T) {
 		}
 		in.Services = []dataplane.Service{s}
 		nodes, _ := compute(in, "")
-		return len(nodes["n1"].Plan.OVN.Policies), len(nodes["n1"].Plan.NAT.Translations)
+		return len(nodes["n1"].Plan.OVN.Policies), len(nodes["n1"].Plan.Host.Translations)
 	}
 	one, oneTranslations := count(1)
 	many, manyTranslations := count(10_000)
-	if one != many || one != 8 {
-		t.Errorf("%d policies for one endpoint, %d for 10,000, want 8", one, many)
+	if one != many || one != 12 {
+		t.Errorf("%d policies for one endpoint, %d for 10,000, want 12", one, many)
 	}
 	if oneTranslations != 2 || manyTranslations != 20_000 {
 		t.Errorf("%d and %d translations, want 2 and 20000", oneTranslations, manyTranslations)
@@ -482,8 +502,8 @@ func TestOverlappingInternal(t *testing.T) {
 	s.Primary = "n1"
 	in.Services = []dataplane.Service{s}
 	nodes, _ := compute(in, "")
-	for i, p := range nodes["n1"].Plan.NAT.Internal {
-		for _, q := range nodes["n1"].Plan.NAT.Internal[i+1:] {
+	for i, p := range nodes["n1"].Plan.Host.Internal {
+		for _, q := range nodes["n1"].Plan.Host.Internal[i+1:] {
 			if p.Overlaps(q) {
 				t.Errorf("%s overlaps %s", p, q)
 			}

@@ -47,6 +47,10 @@ type Input struct {
 	// Services are the egress services with sourceIPBy LoadBalancerIP, oldest first: of two that
 	// select the same pod the first has it.
 	Services []Service
+	// Guards are the LoadBalancer IPs of all egress services, assigned or not, in any order.
+	Guards []Guard
+	// StraysPass lets packets of other nodes' pods leave this node untranslated.
+	StraysPass bool
 }
 
 // NodeFacts is what is known of one node.

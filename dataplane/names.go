@@ -35,6 +35,12 @@ const (
 	// PrioritySteer takes packets of a service's pods.
 	PrioritySteer = 109
 
+	// PriorityStrayExempt and PriorityStray are below everything of OVN-Kubernetes: what nobody
+	// else takes of other zones' pods goes to the host, but for destinations in the cluster.
+	PriorityStrayExempt = 6
+	// PriorityStray: see PriorityStrayExempt.
+	PriorityStray = 5
+
 	// PacketMarkNodeIP is OVN-Kubernetes' mark 0x3f0: flows of its external bridge give a packet
 	// from OVN that carries it the node's address as source.
 	PacketMarkNodeIP = 1008
@@ -59,9 +65,14 @@ func TransitPort(node string) string { return transitPortPrefix + node }
 // sharedSetName names an address set that all services of a zone share.
 func sharedSetName(what string, f family) string { return AddressSetPrefix + what + "_" + f.name }
 
-// serviceSetName names a service's address set. Keys hold characters that a name can't, so the
-// name carries 16 hex digits of the key's SHA-256.
+// serviceSetName names a service's address set.
 func serviceSetName(key string, f family) string {
+	return AddressSetPrefix + "service_" + ServiceHash(key) + "_" + f.name
+}
+
+// ServiceHash stands for a service's key in names that can't hold its characters: the first 32 hex
+// digits of its SHA-256. Tenants choose keys, and two that collide would stop the whole node.
+func ServiceHash(key string) string {
 	sum := sha256.Sum256([]byte(key))
-	return AddressSetPrefix + "service_" + hex.EncodeToString(sum[:8]) + "_" + f.name
+	return hex.EncodeToString(sum[:16])
 }

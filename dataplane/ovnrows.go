@@ -36,7 +36,42 @@ func (c *computer) ovnRows(f family, shares []share) OVN {
 	if arrivals {
 		rows.SourceRoutes = c.sourceRoutes(f)
 	}
+	if c.stopsStrays() {
+		rows.add(c.strays(f))
+	}
 	return rows
+}
+
+// strays sends what other zones' pods send to the outside by way of this node, and no other policy
+// takes, to the host, which translates or drops it. Where somebody else's source route gives such
+// packets a way to the gateway router, they would leave with the pod's address otherwise.
+func (c *computer) strays(f family) OVN {
+	nextHop := first(c.self.ManagementAddresses, f)
+	pods := onlyPrefixes(outermost(c.in.Cluster.PodSubnets), f)
+	if !nextHop.IsValid() || len(pods) == 0 {
+		return OVN{}
+	}
+	podSet, internal := sharedSet("pods", f, prefixStrings(pods)), c.internalSet(f)
+	arrival := fmt.Sprintf("inport == %q && ", TransitPort(c.in.Node))
+	return OVN{
+		AddressSets: []AddressSet{podSet, internal},
+		Policies: []Policy{{
+			ID:       RowID{Row: "stray-exempt-" + f.name},
+			Priority: PriorityStrayExempt,
+			Match:    arrival + fmt.Sprintf("%s.dst == $%s", f.name, internal.Name),
+			Action:   ActionAllow,
+		}, {
+			ID:       RowID{Row: "stray-" + f.name},
+			Priority: PriorityStray,
+			Match:    arrival + fmt.Sprintf("%s.src == $%s", f.name, podSet.Name),
+			Action:   ActionReroute, NextHop: nextHop,
+		}},
+	}
+}
+
+// internalSet holds the cluster's subnets.
+func (c *computer) internalSet(f family) AddressSet {
+	return sharedSet("internal", f, prefixStrings(onlyPrefixes(c.internal, f)))
 }
 
 // exemptions keep the cluster's own destinations out of the steering. Their source set is
@@ -48,11 +83,10 @@ func (c *computer) exemptions(f family, served []netip.Addr) OVN {
 	slices.SortFunc(served, netip.Addr.Compare)
 	servedSet := sharedSet("served", f, addressStrings(served))
 	rows.AddressSets = append(rows.AddressSets, servedSet)
-	exempt := func(what string, destinations []string, mark uint32) {
-		if len(destinations) == 0 {
+	exempt := func(what string, set AddressSet, mark uint32) {
+		if len(set.Addresses) == 0 {
 			return
 		}
-		set := sharedSet(what, f, destinations)
 		rows.AddressSets = append(rows.AddressSets, set)
 		rows.Policies = append(rows.Policies, Policy{
 			ID:         RowID{Row: "exempt-" + what + "-" + f.name},
@@ -62,8 +96,8 @@ func (c *computer) exemptions(f family, served []netip.Addr) OVN {
 			PacketMark: mark,
 		})
 	}
-	exempt("nodes", addressStrings(only(c.hosts, f)), PacketMarkNodeIP)
-	exempt("internal", prefixStrings(onlyPrefixes(c.internal, f)), 0)
+	exempt("nodes", sharedSet("nodes", f, addressStrings(only(c.hosts, f))), PacketMarkNodeIP)
+	exempt("internal", c.internalSet(f), 0)
 	return rows
 }
 
@@ -76,7 +110,7 @@ func (c *computer) arrivalPolicy(s share) Policy {
 		Match: fmt.Sprintf("inport == %q && %s.src == $%s", TransitPort(c.in.Node),
 			s.family.name, serviceSetName(s.service.Key, s.family)),
 	}
-	p.reroute(c.leaveHere(s))
+	c.reroute(&p, s, c.leaveHere(s))
 	return p
 }
 
@@ -89,21 +123,36 @@ func (c *computer) steerPolicy(s share) Policy {
 	}
 	switch {
 	case s.service.Role == RolePrimary:
-		p.reroute(c.leaveHere(s))
+		c.reroute(&p, s, c.leaveHere(s))
 	case s.service.Primary != "":
-		p.reroute(c.transit(s))
+		c.reroute(&p, s, c.transit(s))
 	default:
-		p.Action = ActionDrop
+		c.reroute(&p, s, netip.Addr{})
 	}
 	return p
 }
 
-// reroute drops instead when there is no next hop: a served pod's packet must not leave with
-// another source.
-func (p *Policy) reroute(nextHop netip.Addr) {
+// reroute holds the service's packets on this node when there is no next hop, because they must
+// not leave with another source: the host, which sees which of them are replies, drops the others
+// and counts them. A node without a management address drops all of them here.
+func (c *computer) reroute(p *Policy, s share, nextHop netip.Addr) {
+	if !nextHop.IsValid() {
+		if nextHop = first(c.self.ManagementAddresses, s.family); nextHop.IsValid() {
+			c.hold(s)
+		}
+	}
 	p.Action, p.NextHop = ActionReroute, nextHop
 	if !nextHop.IsValid() {
 		p.Action = ActionDrop
+	}
+}
+
+func (c *computer) hold(s share) {
+	for _, a := range s.addresses {
+		if !c.held[a] {
+			c.held[a] = true
+			c.holds = append(c.holds, Hold{Pod: a, Service: s.service.Key})
+		}
 	}
 }
 
@@ -160,6 +209,7 @@ func (o *OVN) add(other OVN) {
 
 func (o *OVN) order() {
 	slices.SortFunc(o.AddressSets, func(a, b AddressSet) int { return cmp.Compare(a.Name, b.Name) })
+	o.AddressSets = slices.CompactFunc(o.AddressSets, func(a, b AddressSet) bool { return a.Name == b.Name })
 	slices.SortFunc(o.Policies, func(a, b Policy) int {
 		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.ID.Row, b.ID.Row), cmp.Compare(a.ID.Service, b.ID.Service))
 	})

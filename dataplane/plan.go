@@ -5,13 +5,14 @@ package dataplane
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
 // Plan is what one node must hold. All lists are ordered, so equal plans compare equal.
 type Plan struct {
-	OVN OVN
-	NAT NAT
+	OVN  OVN
+	Host Host
 }
 
 // OVN is the part that belongs into the zone's northbound database.
@@ -73,19 +74,81 @@ type SourceRoute struct {
 	NextHop netip.Addr
 }
 
-// NAT is the part that belongs into the node's nftables table.
-type NAT struct {
-	// Internal are the destinations that are never translated: no prefix of the list lies
-	// within another. Ordered.
+// Host is the part that belongs into the node's nftables table.
+type Host struct {
+	// Internal are the destinations that are never translated, held or counted: no prefix of the
+	// list lies within another. Ordered.
 	Internal []netip.Prefix
 	// Translations, ordered by pod, one per pod address.
 	Translations []Translation
+	// Accounts, ordered by source: the LoadBalancer IPs that packets may leave this node with now.
+	// When one goes, all connections that carry it here end.
+	Accounts []Account
+	// Holds, ordered by pod, one per pod address: what these pods send to the outside is dropped,
+	// but for replies.
+	Holds []Hold
+	// Counted are the services that something is counted for, ordered.
+	Counted []string
+	// Pods are the cluster's pod subnets and OwnPods this node's. A packet from Pods that nobody
+	// has translated must not leave the node, unless it is from OwnPods. Both empty: it may.
+	Pods, OwnPods []netip.Prefix
+	// Guards, ordered by address.
+	Guards []Guard
 }
 
 // Translation gives the connections that a pod opens to the outside their source.
 type Translation struct {
 	Pod    netip.Addr
 	Source netip.Addr
+}
+
+// Account counts what leaves with a source for a service. Of several that share it, for the oldest.
+type Account struct {
+	Source  netip.Addr
+	Service string
+}
+
+// Hold drops what a pod sends to the outside, and counts it for the service.
+type Hold struct {
+	Pod     netip.Addr
+	Service string
+}
+
+// Guard keeps new connections from outside to a LoadBalancer IP out, but for those to a port of a
+// Service.
+type Guard struct {
+	Address netip.Addr
+	// Ports are of all Services with this address, ordered, without duplicates.
+	Ports []Port
+}
+
+// Port is a port of a Service.
+type Port struct {
+	Protocol Protocol
+	Number   uint16
+}
+
+// Protocol is an IP protocol number.
+type Protocol uint8
+
+// The protocols of Services.
+const (
+	TCP  Protocol = 6
+	UDP  Protocol = 17
+	SCTP Protocol = 132
+)
+
+// String is the protocol's name in lower case.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	case SCTP:
+		return "sctp"
+	}
+	return strconv.Itoa(int(p))
 }
 
 // Dump is the plan as text, one object a line, for logs and tests.
@@ -107,11 +170,30 @@ func (p Plan) Dump() string {
 	for _, r := range p.OVN.SourceRoutes {
 		fmt.Fprintf(&b, "source_route %s %s\n", r.Prefix, r.NextHop)
 	}
-	for _, n := range p.NAT.Internal {
+	for _, n := range p.Host.Internal {
 		fmt.Fprintf(&b, "internal %s\n", n)
 	}
-	for _, t := range p.NAT.Translations {
+	for _, t := range p.Host.Translations {
 		fmt.Fprintf(&b, "translate %s %s\n", t.Pod, t.Source)
+	}
+	for _, a := range p.Host.Accounts {
+		fmt.Fprintf(&b, "account %s for %s\n", a.Source, a.Service)
+	}
+	for _, h := range p.Host.Holds {
+		fmt.Fprintf(&b, "hold %s for %s\n", h.Pod, h.Service)
+	}
+	for _, n := range p.Host.Pods {
+		fmt.Fprintf(&b, "pods %s\n", n)
+	}
+	for _, n := range p.Host.OwnPods {
+		fmt.Fprintf(&b, "own_pods %s\n", n)
+	}
+	for _, g := range p.Host.Guards {
+		fmt.Fprintf(&b, "guard %s", g.Address)
+		for _, port := range g.Ports {
+			fmt.Fprintf(&b, " %s/%d", port.Protocol, port.Number)
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }

@@ -189,7 +189,7 @@ func TestReplacedNodeLingers(t *testing.T) {
 	r := newRig(t)
 	r.sync()
 	r.settle()
-	translates := func() bool { return len(r.dataplane.plan.NAT.Translations) > 0 }
+	translates := func() bool { return len(r.dataplane.plan.Host.Translations) > 0 }
 	if !translates() {
 		t.Fatal("the primary does not translate")
 	}
@@ -213,7 +213,7 @@ func TestReplacedNodeLingers(t *testing.T) {
 	}
 	r.assign(func(s *v1alpha1.EgressAssignmentSpec) { s.Primary, s.Standby, s.Epoch = "", "", 2 })
 	r.sync()
-	if len(r.dataplane.plan.NAT.Translations) > 0 {
+	if len(r.dataplane.plan.Host.Translations) > 0 {
 		t.Error("a service without a primary is still translated")
 	}
 }

@@ -5,7 +5,9 @@ package apply
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-kit/log"
@@ -42,18 +44,23 @@ const (
 type (
 	translator interface {
 		Relist()
-		Add(ctx context.Context, want dataplane.NAT) (int, error)
-		Remove(ctx context.Context, want dataplane.NAT) ([]dataplane.Translation, error)
+		Add(ctx context.Context, want dataplane.Host) (nft.Added, error)
+		Remove(ctx context.Context, want dataplane.Host) ([]dataplane.Translation, error)
 		Forget(ctx context.Context, ended []dataplane.Translation) error
 		Uninstall(ctx context.Context) ([]dataplane.Translation, error)
+		Counters(ctx context.Context) (dataplane.HostCounters, error)
+		Drift() uint64
 	}
 	router interface {
 		Apply(ctx context.Context, want dataplane.OVN) (dataplane.Sequence, error)
 		Installed() dataplane.Sequence
+		Drift() uint64
+		Connected() (northbound, openvSwitch bool)
 		Close()
 	}
 	connections interface {
 		End(pairs []dataplane.Translation) (uint, error)
+		EndStrays(addresses []netip.Addr) (uint, error)
 		Close()
 	}
 )
@@ -64,6 +71,7 @@ type node struct {
 	now            func() time.Time
 	changed        chan struct{}
 	ovn            router
+	ended          atomic.Uint64 // conntrack entries deleted
 
 	mu        sync.Mutex // held by Apply and Remove
 	nft       translator
@@ -127,12 +135,15 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 		n.nft.Relist()
 		n.listed = n.now()
 	}
-	added, err := n.nft.Add(ctx, plan.NAT)
+	added, err := n.nft.Add(ctx, plan.Host)
 	if err != nil {
 		return 0, err
 	}
-	if added > 0 {
-		level.Debug(n.logger).Log("event", "nftablesCommitted", "msg", "committed to nftables", "elements", added)
+	if added.Elements > 0 {
+		level.Debug(n.logger).Log("event", "nftablesCommitted", "msg", "committed to nftables", "elements", added.Elements)
+	}
+	if err := n.endStrays(added.Guarded); err != nil {
+		return 0, err
 	}
 	sequence, err := n.ovn.Apply(ctx, plan.OVN)
 	if err != nil {
@@ -142,7 +153,7 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 	if n.ovn.Installed() < sequence {
 		return sequence, nil
 	}
-	leaving, err := n.nft.Remove(ctx, plan.NAT)
+	leaving, err := n.nft.Remove(ctx, plan.Host)
 	if err != nil {
 		return 0, err
 	}
@@ -174,11 +185,31 @@ func (n *node) end(leaving []dataplane.Translation) error {
 		return nil
 	}
 	ended, err := n.conntrack.End(leaving)
+	n.ended.Add(uint64(ended))
 	if err != nil {
 		return err
 	}
 	level.Debug(n.logger).Log("event", "connectionsEnded", "msg", "deleted conntrack entries of pods that are no longer served", "translations", len(leaving), "entries", ended)
 	return nil
+}
+
+// endStrays: where it fails it is not tried again, and such entries age.
+func (n *node) endStrays(guarded []netip.Addr) error {
+	if len(guarded) == 0 {
+		return nil
+	}
+	ended, err := n.conntrack.EndStrays(guarded)
+	n.ended.Add(uint64(ended))
+	return err
+}
+
+// Counters is documented at dataplane.Dataplane.
+func (n *node) Counters(ctx context.Context) (dataplane.Counters, error) {
+	counted := dataplane.Counters{ConnectionsEnded: n.ended.Load(), DriftNFTables: n.nft.Drift(), DriftOVN: n.ovn.Drift()}
+	counted.NorthboundConnected, counted.OpenvSwitchConnected = n.ovn.Connected()
+	var err error
+	counted.HostCounters, err = n.nft.Counters(ctx)
+	return counted, err
 }
 
 // Installed is documented at dataplane.Dataplane.

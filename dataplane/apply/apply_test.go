@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metallb-egress/metallb-egress/dataplane"
+	"github.com/metallb-egress/metallb-egress/dataplane/nft"
 )
 
 var errBroken = errors.New("broken")
@@ -22,6 +23,7 @@ type parts struct {
 	calls     []string
 	fail      string
 	leaving   []dataplane.Translation
+	guarded   []netip.Addr
 	sequence  dataplane.Sequence
 	installed dataplane.Sequence
 }
@@ -41,10 +43,10 @@ type (
 )
 
 func (f fakeTranslator) Relist() { _ = f.call("relist") }
-func (f fakeTranslator) Add(context.Context, dataplane.NAT) (int, error) {
-	return 1, f.call("nft add")
+func (f fakeTranslator) Add(context.Context, dataplane.Host) (nft.Added, error) {
+	return nft.Added{Elements: 1, Guarded: f.guarded}, f.call("nft add")
 }
-func (f fakeTranslator) Remove(context.Context, dataplane.NAT) ([]dataplane.Translation, error) {
+func (f fakeTranslator) Remove(context.Context, dataplane.Host) ([]dataplane.Translation, error) {
 	return f.leaving, f.call("nft remove")
 }
 func (f fakeTranslator) Forget(context.Context, []dataplane.Translation) error {
@@ -53,6 +55,12 @@ func (f fakeTranslator) Forget(context.Context, []dataplane.Translation) error {
 func (f fakeTranslator) Uninstall(context.Context) ([]dataplane.Translation, error) {
 	return f.leaving, f.call("nft uninstall")
 }
+func (f fakeTranslator) Counters(context.Context) (dataplane.HostCounters, error) {
+	return dataplane.HostCounters{Strays: dataplane.Count{Packets: 3}}, nil
+}
+func (fakeTranslator) Drift() uint64          { return 1 }
+func (fakeRouter) Drift() uint64              { return 2 }
+func (fakeRouter) Connected() (_, other bool) { return true, false }
 func (f fakeRouter) Apply(context.Context, dataplane.OVN) (dataplane.Sequence, error) {
 	return f.sequence, f.call("ovn")
 }
@@ -60,6 +68,9 @@ func (f fakeRouter) Installed() dataplane.Sequence { return f.installed }
 func (f fakeRouter) Close()                        {}
 func (f fakeConnections) End([]dataplane.Translation) (uint, error) {
 	return 1, f.call("conntrack")
+}
+func (f fakeConnections) EndStrays([]netip.Addr) (uint, error) {
+	return 5, f.call("conntrack strays")
 }
 func (f fakeConnections) Close() {}
 
@@ -92,6 +103,10 @@ func TestOrder(t *testing.T) {
 			calls: []string{"nft add", "ovn", "nft remove", "nft forget"},
 		},
 		{
+			name: "an address is guarded", parts: parts{sequence: 5, installed: 4, guarded: make([]netip.Addr, 1)}, want: 5,
+			calls: []string{"nft add", "conntrack strays", "ovn"},
+		},
+		{
 			name: "nftables fails", parts: parts{sequence: 5, installed: 5, fail: "nft add"}, fails: true,
 			calls: []string{"nft add"},
 		},
@@ -115,6 +130,21 @@ func TestOrder(t *testing.T) {
 				t.Errorf("calls (-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+func TestCounters(t *testing.T) {
+	n := nodeOf(&parts{guarded: make([]netip.Addr, 1), leaving: make([]dataplane.Translation, 1)})
+	if _, err := n.Apply(context.Background(), dataplane.Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := n.Counters(context.Background())
+	want := dataplane.Counters{
+		HostCounters:     dataplane.HostCounters{Strays: dataplane.Count{Packets: 3}},
+		ConnectionsEnded: 6, DriftNFTables: 1, DriftOVN: 2, NorthboundConnected: true,
+	}
+	if d := cmp.Diff(want, got); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
 }
 

@@ -34,23 +34,47 @@ func New() (*Cleaner, error) {
 // Close closes the socket.
 func (c *Cleaner) Close() { c.handle.Close() }
 
-// End deletes the entries of the connections that each pair's pod opened and that carry the
-// pair's source, and returns their number. It reads the whole table once per family.
+// End deletes the entries of the connections that each pair's pod opened and that carry the pair's
+// source, and returns their number. A pair whose pod is the unspecified address means all pods. It
+// reads the whole table once per family.
 func (c *Cleaner) End(pairs []dataplane.Translation) (uint, error) {
 	byFamily := map[netlink.InetFamily]ended{}
 	for _, p := range pairs {
-		family := netlink.InetFamily(unix.AF_INET)
-		if p.Pod.Is6() {
-			family = unix.AF_INET6
-		}
+		family := familyOf(p.Source)
 		if byFamily[family] == nil {
 			byFamily[family] = ended{}
 		}
 		byFamily[family][p] = true
 	}
+	return deleteAll(c, byFamily)
+}
+
+// EndStrays deletes the entries of what came to these addresses and nobody has sent on to a pod,
+// and returns their number. Such an entry of a time before the address was guarded would take the
+// ports of a connection that a pod opens.
+func (c *Cleaner) EndStrays(addresses []netip.Addr) (uint, error) {
+	byFamily := map[netlink.InetFamily]strays{}
+	for _, a := range addresses {
+		family := familyOf(a)
+		if byFamily[family] == nil {
+			byFamily[family] = strays{}
+		}
+		byFamily[family][a] = true
+	}
+	return deleteAll(c, byFamily)
+}
+
+func familyOf(a netip.Addr) netlink.InetFamily {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+func deleteAll[F netlink.CustomConntrackFilter](c *Cleaner, byFamily map[netlink.InetFamily]F) (uint, error) {
 	var total uint
 	for family, filter := range byFamily {
-		n, err := c.end(family, filter)
+		n, err := c.delete(family, filter)
 		total += n
 		if err != nil {
 			return total, err
@@ -59,7 +83,7 @@ func (c *Cleaner) End(pairs []dataplane.Translation) (uint, error) {
 	return total, nil
 }
 
-func (c *Cleaner) end(family netlink.InetFamily, filter ended) (uint, error) {
+func (c *Cleaner) delete(family netlink.InetFamily, filter netlink.CustomConntrackFilter) (uint, error) {
 	var total uint
 	for attempt := 1; ; attempt++ {
 		n, err := c.handle.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
@@ -81,7 +105,24 @@ type ended map[dataplane.Translation]bool
 // MatchConntrackFlow is for netlink: a pod's connection has the pod as its original source, and
 // replies to it go to the source that it was given.
 func (e ended) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	return e[dataplane.Translation{Pod: address(flow.Forward.SrcIP), Source: address(flow.Reverse.DstIP)}]
+	pod, source := address(flow.Forward.SrcIP), address(flow.Reverse.DstIP)
+	if pod == source {
+		return false // not translated
+	}
+	everyPod := netip.IPv4Unspecified()
+	if source.Is6() {
+		everyPod = netip.IPv6Unspecified()
+	}
+	return e[dataplane.Translation{Pod: pod, Source: source}] || e[dataplane.Translation{Pod: everyPod, Source: source}]
+}
+
+// strays are addresses that nobody has sent packets on from.
+type strays map[netip.Addr]bool
+
+// MatchConntrackFlow is for netlink: replies come from where the first packet went.
+func (s strays) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	to := address(flow.Forward.DstIP)
+	return s[to] && address(flow.Reverse.SrcIP) == to
 }
 
 func address(ip net.IP) netip.Addr {

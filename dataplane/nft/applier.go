@@ -5,65 +5,95 @@ package nft
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
+	"strings"
+	"sync/atomic"
 
 	"sigs.k8s.io/knftables"
 
 	"github.com/metallb-egress/metallb-egress/dataplane"
 )
 
-// Applier writes the NAT part of plans. Its methods must not be called concurrently.
+// Applier writes the host's part of plans. But for Counters and Drift, its methods must not be
+// called concurrently.
 type Applier struct {
 	nft knftables.Interface
 	// known is what the table holds as far as we know, nil when it has to be read.
 	known *contents
+	// before is what was known when Relist was called.
+	before *contents
 	// based is whether this applier has written the rules itself once: those of an older program
 	// can carry the same comments.
 	based bool
+	drift atomic.Uint64
 }
 
 // New takes an interface for Family and Table. It does nothing yet.
 func New(nft knftables.Interface) *Applier { return &Applier{nft: nft} }
 
 // Relist makes the next call read the table, because somebody may have changed it.
-func (a *Applier) Relist() { a.known = nil }
+func (a *Applier) Relist() {
+	if a.known != nil {
+		a.before, a.known = a.known, nil
+	}
+}
 
-// Add brings in what the plan wants: the table itself, all internal destinations, and
-// translations that are new or have another source. It returns the number of elements written.
-func (a *Applier) Add(ctx context.Context, want dataplane.NAT) (int, error) {
-	return a.change(ctx, func(c *contents, tx *changes) {
+// Drift is how often the table was not as it had been left.
+func (a *Applier) Drift() uint64 { return a.drift.Load() }
+
+// Added is what Add has done.
+type Added struct {
+	// Elements is how many were written, counting the table's rules as one.
+	Elements int
+	// Guarded are the addresses that are guarded now and were not before.
+	Guarded []netip.Addr
+}
+
+// Add brings in what the plan wants: the table itself, elements of all sets, and new values of those
+// that have another one. It takes out what the plan lacks, but for translations, accounts and holds.
+func (a *Applier) Add(ctx context.Context, want dataplane.Host) (Added, error) {
+	target := wanted(want)
+	var added Added
+	written, err := a.change(ctx, func(c *contents, tx *changes) {
+		added.Guarded = nil
 		if !c.base || !a.based {
 			tx.addBase()
 		}
-		for _, set := range c.foreign {
-			tx.flush(set)
+		tx.emptyForeign()
+		tx.addCounters(target.counters)
+		for _, s := range sets() {
+			// Deletions first, because intervals must not overlap.
+			if s.goes == early {
+				tx.removeElements(s, target.sets[s.name])
+			}
+			tx.addElements(s, target.sets[s.name])
 		}
-		tx.setInternal(want.Internal)
-		for _, t := range want.Translations {
-			tx.translate(t)
-		}
+		added.Guarded = tx.guarded
 	})
+	added.Elements = written
+	return added, err
 }
 
-// Remove takes translations that the plan lacks out of the maps, and returns all pairs whose
-// connections are to be ended, those of earlier calls included, until Forget is told of them.
-func (a *Applier) Remove(ctx context.Context, want dataplane.NAT) ([]dataplane.Translation, error) {
-	wanted := make(map[netip.Addr]bool, len(want.Translations))
-	for _, t := range want.Translations {
-		wanted[t.Pod] = true
-	}
-	_, err := a.change(ctx, func(c *contents, tx *changes) {
-		for _, t := range sortedPairs(c.snat) {
-			if !wanted[t.Pod] {
-				tx.untranslate(t)
+// Remove takes translations, accounts and holds that the plan lacks out of the maps, and returns all
+// pairs whose connections are to be ended, those of earlier calls included, until Forget is told of
+// them. A pair without a pod, the unspecified address, stands for all connections with its source.
+func (a *Applier) Remove(ctx context.Context, want dataplane.Host) ([]dataplane.Translation, error) {
+	target := wanted(want)
+	_, err := a.change(ctx, func(_ *contents, tx *changes) {
+		for _, s := range sets() {
+			if s.goes == late {
+				tx.removeElements(s, target.sets[s.name])
 			}
 		}
+		tx.removeCounters(target.counters)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return sorted(a.known.leaving), nil
+	return a.known.leaving(), nil
 }
 
 // Forget drops pairs whose connections have been ended.
@@ -82,17 +112,53 @@ func (a *Applier) Uninstall(ctx context.Context) ([]dataplane.Translation, error
 	if err != nil {
 		return nil, err
 	}
-	a.known, a.based = nil, false
+	a.known, a.before, a.based = nil, nil, false
 	tx := a.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	if err := a.nft.Run(ctx, tx); err != nil {
 		return nil, fmt.Errorf("delete table %s: %w", Table, err)
 	}
-	for pod, source := range c.snat {
-		c.leaving[dataplane.Translation{Pod: pod, Source: source}] = true
+	for _, n := range []names{names4(), names6()} {
+		for pod, source := range c.sets[n.snat.name] {
+			c.sets[n.leaving.name][key(pod, source)] = ""
+		}
+		for source := range c.sets[n.accounts.name] {
+			c.sets[n.leaving.name][key(unspecified(n), source)] = ""
+		}
 	}
-	return sorted(c.leaving), nil
+	return c.leaving(), nil
+}
+
+// Counters reads what the table has counted.
+func (a *Applier) Counters(ctx context.Context) (dataplane.HostCounters, error) {
+	counted := dataplane.HostCounters{
+		Guarded: map[string]dataplane.Count{}, Translated: map[string]dataplane.Count{}, Held: map[string]dataplane.Count{},
+	}
+	list, err := a.nft.ListCounters(ctx)
+	if knftables.IsNotFound(err) {
+		return counted, nil
+	} else if err != nil {
+		return counted, fmt.Errorf("list counters of table %s: %w", Table, err)
+	}
+	for _, c := range list {
+		if c == nil || c.Packets == nil || c.Bytes == nil {
+			continue
+		}
+		count := dataplane.Count{Packets: *c.Packets, Bytes: *c.Bytes}
+		switch reason, guards := strings.CutPrefix(c.Name, "guard_"); {
+		case guards:
+			counted.Guarded[reason] = count
+		case c.Name == counterStrays:
+			counted.Strays = count
+		case c.Comment == nil:
+		case strings.HasPrefix(c.Name, translatedPrefix):
+			counted.Translated[*c.Comment] = count
+		case strings.HasPrefix(c.Name, heldPrefix):
+			counted.Held[*c.Comment] = count
+		}
+	}
+	return counted, nil
 }
 
 // change commits what describe asks for, in one transaction. When the table is not as it was
@@ -104,7 +170,10 @@ func (a *Applier) change(ctx context.Context, describe func(*contents, *changes)
 		if err != nil {
 			return 0, err
 		}
-		a.known = c
+		if a.before != nil && !c.same(a.before) {
+			a.drift.Add(1)
+		}
+		a.known, a.before = c, nil
 	}
 	tx := &changes{tx: a.nft.NewTransaction(), contents: a.known}
 	describe(a.known, tx)
@@ -114,15 +183,40 @@ func (a *Applier) change(ctx context.Context, describe func(*contents, *changes)
 	if err := a.nft.Run(ctx, tx.tx); err != nil {
 		a.known = nil
 		if !fresh && ctx.Err() == nil {
+			a.drift.Add(1)
 			return a.change(ctx, describe)
 		}
 		return 0, fmt.Errorf("table %s: %w", Table, err)
 	}
-	a.known.foreign = nil
 	if tx.based {
 		a.known.base, a.based = true, true
 	}
 	return tx.written, nil
+}
+
+// same is whether two readings of the table agree.
+func (c *contents) same(other *contents) bool {
+	return c.base == other.base && len(c.foreign) == 0 && reflect.DeepEqual(c.sets, other.sets) &&
+		maps.EqualFunc(c.counters, other.counters, func(_, _ string) bool { return true })
+}
+
+// leaving are the pairs whose connections are to be ended, ordered.
+func (c *contents) leaving() []dataplane.Translation {
+	var pairs []dataplane.Translation
+	for _, n := range []names{names4(), names6()} {
+		for key := range c.sets[n.leaving.name] {
+			if t, ok := pairOf(key); ok {
+				pairs = append(pairs, t)
+			}
+		}
+	}
+	slices.SortFunc(pairs, func(a, b dataplane.Translation) int {
+		if d := a.Pod.Compare(b.Pod); d != 0 {
+			return d
+		}
+		return a.Source.Compare(b.Source)
+	})
+	return pairs
 }
 
 // changes is a transaction and what the table will hold after it. If the transaction fails the
@@ -132,6 +226,7 @@ type changes struct {
 	tx      *knftables.Transaction
 	written int
 	based   bool
+	guarded []netip.Addr // added to a set guarded
 }
 
 func (c *changes) addBase() {
@@ -140,85 +235,115 @@ func (c *changes) addBase() {
 	c.written++
 }
 
-func (c *changes) flush(o knftables.Object) {
-	c.tx.Flush(o)
+func (c *changes) emptyForeign() {
+	for _, s := range c.foreign {
+		c.tx.Flush(&knftables.Set{Name: s.name})
+		c.written++
+	}
+	c.foreign = nil
+}
+
+func (c *changes) addCounters(want map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if _, there := c.counters[name]; !there {
+			c.tx.Add(&knftables.Counter{Name: name, Comment: knftables.PtrTo(want[name])})
+			c.counters[name] = want[name]
+			c.written++
+		}
+	}
+}
+
+// removeCounters comes after the elements that use them are gone.
+func (c *changes) removeCounters(want map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(c.counters)) {
+		if _, wanted := want[name]; !wanted {
+			c.tx.Delete(&knftables.Counter{Name: name})
+			delete(c.counters, name)
+			c.written++
+		}
+	}
+}
+
+func (c *changes) addElements(s set, want elements) {
+	have := c.sets[s.name]
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		value, there := have[key]
+		if there && value == want[key] {
+			continue
+		}
+		if there {
+			c.remove(s, key)
+		}
+		c.tx.Add(element(s, key, want[key]))
+		have[key] = want[key]
+		c.written++
+		c.came(s, key, want[key])
+	}
+}
+
+func (c *changes) removeElements(s set, want elements) {
+	for _, key := range slices.Sorted(maps.Keys(c.sets[s.name])) {
+		if _, wanted := want[key]; !wanted {
+			c.remove(s, key)
+		}
+	}
+}
+
+// remove takes an element out, and notes whose connections are over with it.
+func (c *changes) remove(s set, key string) {
+	value := c.sets[s.name][key]
+	c.tx.Delete(element(s, key, value))
+	delete(c.sets[s.name], key)
 	c.written++
-}
-
-func (c *changes) setInternal(want []netip.Prefix) {
-	wanted := make(map[netip.Prefix]bool, len(want))
-	for _, p := range want {
-		wanted[p] = true
-	}
-	// Deletions first, because intervals must not overlap.
-	for p := range c.internal {
-		if !wanted[p] {
-			c.tx.Delete(internalElement(p))
-			delete(c.internal, p)
-			c.written++
-		}
-	}
-	for _, p := range want {
-		if !c.internal[p] {
-			c.tx.Add(internalElement(p))
-			c.internal[p] = true
-			c.written++
+	for _, n := range []names{names4(), names6()} {
+		switch s.name {
+		case n.snat.name:
+			c.leave(n, key+separator+value)
+		case n.accounts.name:
+			c.leave(n, unspecified(n)+separator+key)
 		}
 	}
 }
 
-func (c *changes) translate(t dataplane.Translation) {
-	source, there := c.snat[t.Pod]
-	if there && source == t.Source {
-		c.forget(t)
+// came takes back what was noted when an element went, and notes addresses that are guarded now.
+func (c *changes) came(s set, key, value string) {
+	for _, n := range []names{names4(), names6()} {
+		switch s.name {
+		case n.snat.name:
+			c.unleave(n, key+separator+value)
+		case n.accounts.name:
+			c.unleave(n, unspecified(n)+separator+key)
+		case n.guarded.name:
+			if address, err := netip.ParseAddr(key); err == nil {
+				c.guarded = append(c.guarded, address)
+			}
+		}
+	}
+}
+
+// unspecified stands for all pods.
+func unspecified(n names) string {
+	if n.protocol == names4().protocol {
+		return netip.IPv4Unspecified().String()
+	}
+	return netip.IPv6Unspecified().String()
+}
+
+func (c *changes) leave(n names, pair string) {
+	if _, there := c.sets[n.leaving.name][pair]; there {
 		return
 	}
-	if there {
-		c.untranslate(dataplane.Translation{Pod: t.Pod, Source: source})
-	}
-	c.tx.Add(snatElement(t))
-	c.snat[t.Pod] = t.Source
-	c.written++
-	c.forget(t)
-}
-
-func (c *changes) untranslate(t dataplane.Translation) {
-	c.tx.Delete(snatElement(t))
-	delete(c.snat, t.Pod)
-	c.tx.Add(leavingElement(t))
-	c.leaving[t] = true
+	c.tx.Add(element(n.leaving, pair, ""))
+	c.sets[n.leaving.name][pair] = ""
 	c.written++
 }
 
-func (c *changes) forget(t dataplane.Translation) {
-	if c.leaving[t] {
-		c.tx.Delete(leavingElement(t))
-		delete(c.leaving, t)
+func (c *changes) unleave(n names, pair string) {
+	if _, there := c.sets[n.leaving.name][pair]; there {
+		c.tx.Delete(element(n.leaving, pair, ""))
+		delete(c.sets[n.leaving.name], pair)
 		c.written++
 	}
 }
 
-func sortedPairs(m map[netip.Addr]netip.Addr) []dataplane.Translation {
-	list := make([]dataplane.Translation, 0, len(m))
-	for pod, source := range m {
-		list = append(list, dataplane.Translation{Pod: pod, Source: source})
-	}
-	slices.SortFunc(list, comparePairs)
-	return list
-}
-
-func sorted(m map[dataplane.Translation]bool) []dataplane.Translation {
-	list := make([]dataplane.Translation, 0, len(m))
-	for t := range m {
-		list = append(list, t)
-	}
-	slices.SortFunc(list, comparePairs)
-	return list
-}
-
-func comparePairs(a, b dataplane.Translation) int {
-	if d := a.Pod.Compare(b.Pod); d != 0 {
-		return d
-	}
-	return a.Source.Compare(b.Source)
-}
+func (c *changes) forget(t dataplane.Translation) { c.unleave(of(t.Pod), pairKey(t)) }

@@ -43,7 +43,7 @@ func inNamespace(t *testing.T, f func(nft knftables.Interface, run func(command 
 }
 
 // sync does what a whole Apply does to the table and returns how much it wrote.
-func sync(t *testing.T, a *Applier, want dataplane.NAT) int {
+func sync(t *testing.T, a *Applier, want dataplane.Host) int {
 	ctx := context.Background()
 	added, err := a.Add(ctx, want)
 	if err != nil {
@@ -56,23 +56,20 @@ func sync(t *testing.T, a *Applier, want dataplane.NAT) int {
 	if err := a.Forget(ctx, leaving); err != nil {
 		t.Errorf("Forget: %v", err)
 	}
-	return added + len(leaving)
+	return added.Elements + len(leaving)
 }
 
-func wantContents(t *testing.T, nft knftables.Interface, want dataplane.NAT) {
+func wantContents(t *testing.T, nft knftables.Interface, want dataplane.Host) {
 	got, err := list(context.Background(), nft)
 	if err != nil {
 		t.Errorf("list: %v", err)
 		return
 	}
-	expected := contents{base: true, internal: map[netip.Prefix]bool{}, snat: map[netip.Addr]netip.Addr{}, leaving: map[dataplane.Translation]bool{}}
-	for _, p := range want.Internal {
-		expected.internal[p] = true
+	expected := wanted(want)
+	for name := range expected.counters {
+		expected.counters[name] = ""
 	}
-	for _, p := range want.Translations {
-		expected.snat[p.Pod] = p.Source
-	}
-	if d := cmp.Diff(expected, *got, byValue, cmp.AllowUnexported(contents{})); d != "" {
+	if d := cmp.Diff(expected, *got, cmp.AllowUnexported(contents{})); d != "" {
 		t.Errorf("table (-want +got):\n%s", d)
 	}
 }
@@ -83,15 +80,22 @@ func TestRealTable(t *testing.T) {
 	wider.Internal = []netip.Prefix{
 		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.18.0.12/32"), netip.MustParsePrefix("fc00::/7"),
 	}
+	half := host()
+	half.Accounts, half.Holds, half.Counted = half.Accounts[:1], nil, half.Counted[:1]
+	half.Guards = half.Guards[:1]
+	half.Guards[0].Ports = half.Guards[0].Ports[1:]
 	steps := []struct {
 		name string
-		want dataplane.NAT
+		want dataplane.Host
 	}{
 		{"first", full},
 		{"internal destinations that overlap the old ones", wider},
 		{"narrower again", full},
 		{"another address", nat(pair(pod4, lb4b), pair(pod4b, lb4), pair(pod6, lb6))},
 		{"no translation", nat()},
+		{"everything", host()},
+		{"half of it", half},
+		{"nothing again", dataplane.Host{}},
 	}
 	inNamespace(t, func(nft knftables.Interface, _ func(string) string) {
 		a := New(nft)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -23,8 +24,8 @@ func pair(pod, source string) dataplane.Translation {
 	return dataplane.Translation{Pod: netip.MustParseAddr(pod), Source: netip.MustParseAddr(source)}
 }
 
-func nat(pairs ...dataplane.Translation) dataplane.NAT {
-	return dataplane.NAT{
+func nat(pairs ...dataplane.Translation) dataplane.Host {
+	return dataplane.Host{
 		Internal: []netip.Prefix{
 			netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("172.18.0.11/32"),
 			netip.MustParsePrefix("fc00:18::11/128"), netip.MustParsePrefix("fd00:10:244::/48"),
@@ -33,15 +34,36 @@ func nat(pairs ...dataplane.Translation) dataplane.NAT {
 	}
 }
 
+// host is a plan with something in every set.
+func host() dataplane.Host {
+	h := nat(pair(pod4, lb4), pair(pod6, lb6))
+	h.Accounts = []dataplane.Account{{Source: netip.MustParseAddr(lb4), Service: "ns/a"}, {Source: netip.MustParseAddr(lb6), Service: "ns/a"}}
+	h.Holds = []dataplane.Hold{{Pod: netip.MustParseAddr(pod4b), Service: "ns/b"}, {Pod: netip.MustParseAddr(pod6b), Service: "ns/b"}}
+	h.Counted = []string{"ns/a", "ns/b"}
+	h.Pods = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")}
+	h.OwnPods = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}
+	ports := []dataplane.Port{{Protocol: dataplane.TCP, Number: 80}, {Protocol: dataplane.UDP, Number: 53}, {Protocol: dataplane.SCTP, Number: 3868}}
+	h.Guards = []dataplane.Guard{{Address: netip.MustParseAddr(lb4), Ports: ports}, {Address: netip.MustParseAddr(lb6), Ports: ports}}
+	return h
+}
+
+func snatElement(t dataplane.Translation) *knftables.Element {
+	return element(of(t.Pod).snat, t.Pod.String(), t.Source.String())
+}
+
+func internalElement(p netip.Prefix) *knftables.Element {
+	return element(of(p.Addr()).internal, p.String(), "")
+}
+
 const (
 	pod4, pod4b = "10.244.1.5", "10.244.2.5"
-	pod6        = "fd00:10:244:1::5"
+	pod6, pod6b = "fd00:10:244:1::5", "fd00:10:244:2::5"
 	lb4, lb4b   = "172.19.0.100", "172.19.0.101"
 	lb6         = "fd00:19::100"
 )
 
 // fakeWith returns an applier whose table holds a plan.
-func fakeWith(t *testing.T, want dataplane.NAT) (*Applier, *knftables.Fake) {
+func fakeWith(t *testing.T, want dataplane.Host) (*Applier, *knftables.Fake) {
 	t.Helper()
 	fake := knftables.NewFake(Family, Table)
 	a := New(fake)
@@ -51,28 +73,14 @@ func fakeWith(t *testing.T, want dataplane.NAT) (*Applier, *knftables.Fake) {
 	return a, fake
 }
 
+// TestTable compares the whole table with what testdata/table.nft says.
 func TestTable(t *testing.T) {
-	_, fake := fakeWith(t, nat(pair(pod4, lb4), pair(pod6, lb6)))
-	want := `add table inet metallb-egress { comment "source addresses of egress services, kept by egress-speaker" ; }
-add chain inet metallb-egress postrouting { type nat hook postrouting priority 95 ; }
-add set inet metallb-egress internal4 { type ipv4_addr ; flags interval ; }
-add set inet metallb-egress internal6 { type ipv6_addr ; flags interval ; }
-add set inet metallb-egress leaving4 { type ipv4_addr . ipv4_addr ; }
-add set inet metallb-egress leaving6 { type ipv6_addr . ipv6_addr ; }
-add map inet metallb-egress snat4 { type ipv4_addr : ipv4_addr ; }
-add map inet metallb-egress snat6 { type ipv6_addr : ipv6_addr ; }
-add rule inet metallb-egress postrouting ip daddr @internal4 return comment "ip inside the cluster"
-add rule inet metallb-egress postrouting ip6 daddr @internal6 return comment "ip6 inside the cluster"
-add rule inet metallb-egress postrouting snat ip to ip saddr map @snat4 comment "ip LoadBalancer IP"
-add rule inet metallb-egress postrouting snat ip6 to ip6 saddr map @snat6 comment "ip6 LoadBalancer IP"
-add element inet metallb-egress internal4 { 10.244.0.0/16 }
-add element inet metallb-egress internal4 { 172.18.0.11/32 }
-add element inet metallb-egress internal6 { fc00:18::11/128 }
-add element inet metallb-egress internal6 { fd00:10:244::/48 }
-add element inet metallb-egress snat4 { 10.244.1.5 : 172.19.0.100 }
-add element inet metallb-egress snat6 { fd00:10:244:1::5 : fd00:19::100 }
-`
-	if d := cmp.Diff(want, fake.Dump()); d != "" {
+	_, fake := fakeWith(t, host())
+	want, err := os.ReadFile("testdata/table.nft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), fake.Dump()); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
@@ -82,7 +90,7 @@ func TestSteps(t *testing.T) {
 	full := nat(pair(pod4, lb4), pair(pod4b, lb4))
 	tests := []struct {
 		name    string
-		next    dataplane.NAT
+		next    dataplane.Host
 		added   int
 		leaving []dataplane.Translation
 		snat    []string // the map's elements after Add and after Remove
@@ -98,7 +106,7 @@ func TestSteps(t *testing.T) {
 			snat:    []string{pod4 + " " + lb4, pod4b + " " + lb4}, after: []string{pod4 + " " + lb4},
 		},
 		{
-			name: "an endpoint gets another address", next: nat(pair(pod4, lb4), pair(pod4b, lb4b)), added: 2,
+			name: "an endpoint gets another address", next: nat(pair(pod4, lb4), pair(pod4b, lb4b)), added: 3,
 			leaving: []dataplane.Translation{pair(pod4b, lb4)},
 			snat:    []string{pod4 + " " + lb4, pod4b + " " + lb4b}, after: []string{pod4 + " " + lb4, pod4b + " " + lb4b},
 		},
@@ -112,10 +120,10 @@ func TestSteps(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			a, fake := fakeWith(t, full)
 			added, err := a.Add(ctx, test.next)
-			if err != nil || added != test.added {
-				t.Errorf("Add wrote %d elements, %v, want %d", added, err, test.added)
+			if err != nil || added.Elements != test.added {
+				t.Errorf("Add wrote %d elements, %v, want %d", added.Elements, err, test.added)
 			}
-			if d := cmp.Diff(test.snat, elements(t, fake, "map", "snat4")); d != "" {
+			if d := cmp.Diff(test.snat, elementsOf(t, fake, "map", "snat4")); d != "" {
 				t.Errorf("after Add (-want +got):\n%s", d)
 			}
 			leaving, err := a.Remove(ctx, test.next)
@@ -125,7 +133,7 @@ func TestSteps(t *testing.T) {
 			if d := cmp.Diff(test.leaving, leaving, byValue, cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("leaving (-want +got):\n%s", d)
 			}
-			if d := cmp.Diff(test.after, elements(t, fake, "map", "snat4")); d != "" {
+			if d := cmp.Diff(test.after, elementsOf(t, fake, "map", "snat4")); d != "" {
 				t.Errorf("after Remove (-want +got):\n%s", d)
 			}
 			// A program that starts now finds what is left to do.
@@ -136,7 +144,7 @@ func TestSteps(t *testing.T) {
 			if err := a.Forget(ctx, leaving); err != nil {
 				t.Fatal(err)
 			}
-			if got := elements(t, fake, "set", "leaving4"); len(got) > 0 {
+			if got := elementsOf(t, fake, "set", "leaving4"); len(got) > 0 {
 				t.Errorf("still leaving: %v", got)
 			}
 			fake.LastTransaction = nil
@@ -170,7 +178,7 @@ func TestEndpointComesBack(t *testing.T) {
 	if err != nil || len(leaving) > 0 {
 		t.Errorf("leaving %v, %v", leaving, err)
 	}
-	if got := elements(t, fake, "set", "leaving4"); len(got) > 0 {
+	if got := elementsOf(t, fake, "set", "leaving4"); len(got) > 0 {
 		t.Errorf("still leaving: %v", got)
 	}
 }
@@ -278,7 +286,7 @@ type failing struct{ *knftables.Fake }
 
 func (failing) Run(context.Context, *knftables.Transaction) error { return errBroken }
 
-func elements(t *testing.T, nft knftables.Interface, kind, name string) []string {
+func elementsOf(t *testing.T, nft knftables.Interface, kind, name string) []string {
 	t.Helper()
 	found, err := nft.ListElements(context.Background(), kind, name)
 	if err != nil {

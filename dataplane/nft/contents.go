@@ -7,133 +7,118 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 
 	"sigs.k8s.io/knftables"
 
 	"github.com/metallb-egress/metallb-egress/dataplane"
 )
 
+// elements of one set: keys, and in a map their values.
+type elements map[string]string
+
 // contents is what the table holds.
 type contents struct {
-	// base is whether all objects and rules are there.
-	base     bool
-	internal map[netip.Prefix]bool
-	snat     map[netip.Addr]netip.Addr
-	leaving  map[dataplane.Translation]bool
-	// foreign are sets and maps with elements that we never write, for example a range.
-	foreign []knftables.Object
+	// base is whether all objects and rules are there that belong to no service.
+	base bool
+	sets map[string]elements
+	// foreign are sets with elements that we never write and can't name, ranges. They count as empty.
+	foreign []set
+	// counters are those of services, with their keys; the keys of those read are not known.
+	counters map[string]string
 }
 
 // list reads the table.
 func list(ctx context.Context, nft knftables.Interface) (*contents, error) {
-	c := &contents{base: true, internal: map[netip.Prefix]bool{}, snat: map[netip.Addr]netip.Addr{}, leaving: map[dataplane.Translation]bool{}}
+	c := &contents{base: true, sets: map[string]elements{}, counters: map[string]string{}}
 	objects, err := nft.ListAll(ctx)
-	if knftables.IsNotFound(err) {
-		c.base = false
-		return c, nil
-	} else if err != nil {
+	if err != nil && !knftables.IsNotFound(err) {
 		return nil, fmt.Errorf("list table %s: %w", Table, err)
 	}
-	elements := func(kind, name string) ([]*knftables.Element, error) {
-		if !slices.Contains(objects[kind], name) {
+	for _, s := range sets() {
+		c.sets[s.name] = elements{}
+		if !slices.Contains(objects[s.kind], s.name) {
 			c.base = false
-			return nil, nil
+			continue
 		}
-		found, err := nft.ListElements(ctx, kind, name)
+		found, err := nft.ListElements(ctx, s.kind, s.name)
 		if err != nil {
-			return nil, fmt.Errorf("list %s %s: %w", kind, name, err)
+			return nil, fmt.Errorf("list %s %s: %w", s.kind, s.name, err)
 		}
-		return found, nil
+		for _, e := range found {
+			value := ""
+			if len(e.Value) > 0 {
+				value = canonical(e.Value[0])
+			}
+			c.sets[s.name][key(e.Key...)] = value
+		}
+		if _, foreign := c.sets[s.name][""]; foreign {
+			c.foreign = append(c.foreign, s)
+			c.sets[s.name] = elements{}
+		}
 	}
-	for _, n := range []names{names4(), names6()} {
-		internal, err := elements("set", n.internal)
+	for _, name := range objects["counter"] {
+		if strings.HasPrefix(name, translatedPrefix) || strings.HasPrefix(name, heldPrefix) {
+			c.counters[name] = ""
+		}
+	}
+	for _, name := range counters() {
+		c.base = c.base && slices.Contains(objects["counter"], name)
+	}
+	for _, chain := range chains() {
+		if !slices.Contains(objects["chain"], chain.Name) {
+			c.base = false
+			continue
+		}
+		found, err := nft.ListRules(ctx, chain.Name)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("list chain %s: %w", chain.Name, err)
 		}
-		snat, err := elements("map", n.snat)
-		if err != nil {
-			return nil, err
-		}
-		leaving, err := elements("set", n.leaving)
-		if err != nil {
-			return nil, err
-		}
-		c.readInternal(n, internal)
-		c.readSNAT(n, snat)
-		c.readLeaving(n, leaving)
+		wanted := slices.DeleteFunc(rules(), func(r *knftables.Rule) bool { return r.Chain != chain.Name })
+		c.base = c.base && slices.EqualFunc(found, wanted, func(a, b *knftables.Rule) bool {
+			return a.Comment != nil && *a.Comment == *b.Comment
+		})
 	}
-	if !slices.Contains(objects["chain"], chainPostrouting) {
-		c.base = false
-		return c, nil
-	}
-	found, err := nft.ListRules(ctx, chainPostrouting)
-	if err != nil {
-		return nil, fmt.Errorf("list chain %s: %w", chainPostrouting, err)
-	}
-	c.base = c.base && slices.EqualFunc(found, rules(), func(a, b *knftables.Rule) bool {
-		return a.Comment != nil && *a.Comment == *b.Comment
-	})
 	return c, nil
 }
 
-func (c *contents) readInternal(n names, elements []*knftables.Element) {
-	for _, e := range elements {
-		p, ok := parsePrefix(e.Key)
-		if !ok {
-			c.foreign = append(c.foreign, &knftables.Set{Name: n.internal})
-			// It will be emptied, so whatever was read of it counts as absent.
-			for p := range c.internal {
-				if of(p.Addr()) == n {
-					delete(c.internal, p)
-				}
-			}
-			return
-		}
-		c.internal[p] = true
+// wanted is what the table holds once a plan is in place, but for what is leaving.
+func wanted(want dataplane.Host) contents {
+	c := contents{base: true, sets: map[string]elements{}, counters: map[string]string{}}
+	for _, s := range sets() {
+		c.sets[s.name] = elements{}
 	}
-}
-
-func (c *contents) readSNAT(n names, elements []*knftables.Element) {
-	for _, e := range elements {
-		t, ok := parsePair(append(slices.Clone(e.Key), e.Value...))
-		if !ok {
-			c.foreign = append(c.foreign, &knftables.Map{Name: n.snat})
-			for pod := range c.snat {
-				if of(pod) == n {
-					delete(c.snat, pod)
-				}
-			}
-			return
-		}
-		c.snat[t.Pod] = t.Source
-	}
-}
-
-func (c *contents) readLeaving(n names, elements []*knftables.Element) {
-	for _, e := range elements {
-		if t, ok := parsePair(e.Key); ok && of(t.Pod) == n {
-			c.leaving[t] = true
+	prefixes := func(list []netip.Prefix, which func(names) set) {
+		for _, p := range list {
+			c.sets[which(of(p.Addr())).name][key(p.String())] = ""
 		}
 	}
-}
-
-// parsePrefix reads an element of an interval set. nft writes a single address without a length.
-func parsePrefix(key []string) (netip.Prefix, bool) {
-	if len(key) != 1 {
-		return netip.Prefix{}, false
+	prefixes(want.Internal, func(n names) set { return n.internal })
+	prefixes(want.Pods, func(n names) set { return n.pods })
+	prefixes(want.OwnPods, func(n names) set { return n.ownPods })
+	for _, t := range want.Translations {
+		c.sets[of(t.Pod).snat.name][t.Pod.String()] = t.Source.String()
 	}
-	if a, err := netip.ParseAddr(key[0]); err == nil {
-		return netip.PrefixFrom(a, a.BitLen()), true
+	for _, key := range want.Counted {
+		c.counters[heldPrefix+dataplane.ServiceHash(key)] = key
 	}
-	p, err := netip.ParsePrefix(key[0])
-	return p, err == nil
-}
-
-func parsePair(key []string) (dataplane.Translation, bool) {
-	if len(key) != 2 {
-		return dataplane.Translation{}, false
+	for _, a := range want.Accounts {
+		name := translatedPrefix + dataplane.ServiceHash(a.Service)
+		c.counters[name] = a.Service
+		c.sets[of(a.Source).accounts.name][a.Source.String()] = name
 	}
-	pod, podErr := netip.ParseAddr(key[0])
-	source, sourceErr := netip.ParseAddr(key[1])
-	return dataplane.Translation{Pod: pod, Source: source}, podErr == nil && sourceErr == nil
+	for _, h := range want.Holds {
+		name := heldPrefix + dataplane.ServiceHash(h.Service)
+		c.counters[name] = h.Service
+		c.sets[of(h.Pod).holds.name][h.Pod.String()] = name
+	}
+	for _, g := range want.Guards {
+		n, address := of(g.Address), g.Address.String()
+		c.sets[n.guarded.name][address] = ""
+		for _, p := range g.Ports {
+			c.sets[n.ports.name][key(address, p.Protocol.String(), strconv.Itoa(int(p.Number)))] = ""
+		}
+	}
+	return c
 }

@@ -50,6 +50,7 @@ type Applier struct {
 	rowChanged chan struct{}
 	reading    sync.Mutex // held while installed is brought up to date
 	installed  atomic.Int64
+	drift      atomic.Uint64
 	cancel     context.CancelFunc
 	done       sync.WaitGroup
 
@@ -93,6 +94,14 @@ func (a *Applier) Close() {
 
 // Installed is the sequence that the integration bridge reports, 0 when unknown.
 func (a *Applier) Installed() dataplane.Sequence { return dataplane.Sequence(a.installed.Load()) }
+
+// Drift is how often rows were found that somebody else had changed.
+func (a *Applier) Drift() uint64 { return a.drift.Load() }
+
+// Connected says whether the northbound and the Open vSwitch database are connected.
+func (a *Applier) Connected() (northbound, openvSwitch bool) {
+	return a.northbound.session() != nil, a.vswitch.session() != nil
+}
 
 // Apply makes the database hold the plan and returns the sequence to wait for. Where nothing
 // differs it commits nothing and returns the last sequence. The first Apply commits in any case,
@@ -181,6 +190,7 @@ func (a *Applier) watch(ctx context.Context) {
 			return
 		case <-a.rowChanged:
 			if a.drifted() {
+				a.drift.Add(1)
 				a.options.Changed()
 			}
 		}

@@ -28,7 +28,7 @@ const (
 	Outside Fate = "outside"
 	// Inside packets reached a destination in the cluster.
 	Inside Fate = "inside"
-	// Dropped packets met the policy Outcome.Policy on Outcome.Node.
+	// Dropped packets ended on Outcome.Node because of Outcome.Reason.
 	Dropped Fate = "dropped"
 )
 
@@ -37,13 +37,14 @@ type Outcome struct {
 	Fate   Fate
 	Node   string
 	Source netip.Addr
-	Policy dataplane.RowID
+	// Reason is why a packet was dropped: "hold for" a service, "stray", or an OVN policy's row.
+	Reason string
 }
 
 // String is the outcome in words, for example "outside from n2 as 172.19.0.100".
 func (o Outcome) String() string {
 	if o.Fate == Dropped {
-		return fmt.Sprintf("dropped on %s by %s for %s", o.Node, o.Policy.Row, o.Policy.Service)
+		return fmt.Sprintf("dropped on %s: %s", o.Node, o.Reason)
 	}
 	return fmt.Sprintf("%s from %s as %s", o.Fate, o.Node, o.Source)
 }
@@ -73,7 +74,7 @@ func (c Cluster) route(node, inport string, src, dst netip.Addr, hops int) (Outc
 		return host(node, n, src, dst), nil
 	}
 	if policy.Action == dataplane.ActionDrop {
-		return Outcome{Fate: Dropped, Node: node, Source: src, Policy: policy.ID}, nil
+		return Outcome{Fate: Dropped, Node: node, Source: src, Reason: policy.ID.Row + " for " + policy.ID.Service}, nil
 	}
 	if slices.Contains(n.Facts.ManagementAddresses, policy.NextHop) {
 		return host(node, n, src, dst), nil
@@ -97,20 +98,31 @@ func (c Cluster) nodeOfPod(a netip.Addr) string {
 	return ""
 }
 
-// host is the chain postrouting of package nft.
+// host is the node's nftables table: internal destinations, then the chains hold, postrouting and
+// leave of package nft.
 func host(name string, n Node, src, dst netip.Addr) Outcome {
-	for _, p := range n.Plan.NAT.Internal {
-		if p.Contains(dst) {
-			return Outcome{Fate: Inside, Node: name, Source: src}
+	plan := n.Plan.Host
+	if within(plan.Internal, dst) {
+		return Outcome{Fate: Inside, Node: name, Source: src}
+	}
+	for _, h := range plan.Holds {
+		if h.Pod == src {
+			return Outcome{Fate: Dropped, Node: name, Source: src, Reason: "hold for " + h.Service}
 		}
 	}
-	for _, t := range n.Plan.NAT.Translations {
+	for _, t := range plan.Translations {
 		if t.Pod == src {
-			src = t.Source
-			break
+			return Outcome{Fate: Outside, Node: name, Source: t.Source}
 		}
+	}
+	if within(plan.Pods, src) && !within(plan.OwnPods, src) {
+		return Outcome{Fate: Dropped, Node: name, Source: src, Reason: "stray"}
 	}
 	return Outcome{Fate: Outside, Node: name, Source: src}
+}
+
+func within(prefixes []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Lookup finds the policy that a packet meets, or nil. Two of the same priority that both match
