@@ -33,7 +33,11 @@ func Compute(in Input) (Plan, []Problem) {
 	}
 	slices.SortFunc(plan.Host.Holds, func(a, b Hold) int { return a.Pod.Compare(b.Pod) })
 	if c.stopsStrays() {
-		plan.Host.Pods, plan.Host.OwnPods = outermost(in.Cluster.PodSubnets), outermost(c.self.PodSubnets)
+		plan.Host.OwnPods = outermost(c.self.PodSubnets)
+		plan.Host.Pods = slices.DeleteFunc(outermost(in.Cluster.PodSubnets), func(p netip.Prefix) bool {
+			// A node that does not know its own pods would take them for others'.
+			return !slices.ContainsFunc(plan.Host.OwnPods, func(own netip.Prefix) bool { return own.Addr().Is4() == p.Addr().Is4() })
+		})
 	}
 	slices.SortFunc(c.problems, func(a, b Problem) int {
 		if d := strings.Compare(a.Service, b.Service); d != 0 {

@@ -275,6 +275,55 @@ func TestLaggingZone(t *testing.T) {
 	}
 }
 
+// TestStrays: packets of endpoints that the primary does not know of, or no longer does.
+func TestStrays(t *testing.T) {
+	in := cluster()
+	s := service("ns/a", "172.19.0.100", "fd00:19::100")
+	s.Primary, s.Standby = "n1", "n2"
+	in.Services = []dataplane.Service{s}
+	aware, _ := compute(in, "")
+	send := func(nodes tracer.Cluster, src, dst, want string) {
+		t.Helper()
+		got, err := nodes.Send("n3", addr(src), addr(dst))
+		if err != nil || got.String() != want {
+			t.Errorf("%s > %s: %s, %v, want %s", src, dst, got, err, want)
+		}
+	}
+	unaware := func() tracer.Cluster {
+		less := s
+		less.Endpoints = s.Endpoints[:2] // n1's
+		in.Services = []dataplane.Service{less}
+		nodes, _ := compute(in, "")
+		nodes["n3"] = aware["n3"]
+		return nodes
+	}
+	nodes := unaware()
+	send(nodes, "10.244.3.5", "198.51.100.7", "dropped on n1: stray")
+	send(nodes, "fd00:10:244:3::5", "2001:db8::7", "dropped on n1: stray")
+	send(nodes, "10.244.3.5", "10.244.1.6", "inside from n1 as 10.244.3.5")
+
+	in.StraysPass = true
+	send(unaware(), "10.244.3.5", "198.51.100.7", "outside from n1 as 10.244.3.5")
+	in.StraysPass = false
+
+	// n1 is not the primary any more, and no longer the previous one; n3 has not seen that.
+	later := s
+	later.Primary, later.Standby = "n2", ""
+	in.Services = []dataplane.Service{later}
+	nodes, _ = compute(in, "")
+	nodes["n3"] = aware["n3"]
+	send(nodes, "10.244.3.5", "198.51.100.7", "dropped on n1: stray")
+
+	// A node that does not know its own subnet of a family must not take its own pods for others'.
+	n := in.Nodes["n1"]
+	n.PodSubnets = n.PodSubnets[:1]
+	in.Nodes["n1"] = n
+	nodes, _ = compute(in, "")
+	if d := cmp.Diff(prefixes("10.244.0.0/16"), nodes["n1"].Plan.Host.Pods, byValue); d != "" {
+		t.Errorf("pods (-want +got):\n%s", d)
+	}
+}
+
 func TestPlanText(t *testing.T) {
 	s := service("ns/a", "172.19.0.100")
 	s.Endpoints = s.Endpoints[:4] // n1 and n2

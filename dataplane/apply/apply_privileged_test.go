@@ -235,6 +235,7 @@ func plan(pods ...string) dataplane.Plan {
 			"n1": {
 				Addresses:           []netip.Prefix{netip.MustParsePrefix("172.18.0.11/24"), netip.MustParsePrefix("fc00:18::11/64")},
 				ManagementAddresses: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:10:244:1::2")},
+				PodSubnets:          []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
 			},
 			"n2": {Addresses: []netip.Prefix{netip.MustParsePrefix(node2 + "/24"), netip.MustParsePrefix(node26 + "/64")}},
 		},

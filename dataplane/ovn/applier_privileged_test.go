@@ -211,7 +211,6 @@ func TestApply(t *testing.T) {
 		{"a service comes", plan(nil)},
 		{"it moves to n2", plan(asStandby)},
 		{"its primary goes", plan(func(s *dataplane.Service) { s.Role, s.Standby, s.Primary = dataplane.RoleStandby, "n1", "" })},
-		{"it comes back", plan(nil)},
 		{"an endpoint goes", plan(func(s *dataplane.Service) { s.Endpoints = s.Endpoints[:2] })},
 		{"a family goes", plan(func(s *dataplane.Service) { s.SourceIPs = s.SourceIPs[:1] })},
 		{"the service goes", dataplane.OVN{}},

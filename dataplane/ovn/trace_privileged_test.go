@@ -104,8 +104,9 @@ func TestTrace(t *testing.T) {
 			{"tstor-n2", "10.244.2.5", outside, "k8s-n1"},
 		}, inCluster...)},
 		{"standby without a primary", plan(func(s *dataplane.Service) { asStandby(s); s.Primary = "" }), append([]packet{
-			{"pod", "10.244.1.5", outside, "dropped"},
-			{"pod", "fd00:10:244:1::5", outside6, "dropped"},
+			// The host holds them.
+			{"pod", "10.244.1.5", outside, "k8s-n1"},
+			{"pod", "fd00:10:244:1::5", outside6, "k8s-n1"},
 			{"tstor-n2", "10.244.2.5", outside, "k8s-n1"},
 		}, inCluster...)},
 		{"endpoints only", plan(func(s *dataplane.Service) { s.Role, s.Primary = dataplane.RoleNone, "n2" }), append([]packet{
@@ -130,5 +131,31 @@ func TestTrace(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTraceStrays: where somebody else's source route gives arrivals a way out past the host, as
+// OVN-Kubernetes' to the gateway router does for EgressIP, an endpoint that this node does not know
+// of goes to the host all the same.
+func TestTraceStrays(t *testing.T) {
+	const outside = "198.51.100.7"
+	z, sb := newTracedZone(t)
+	z.nb.Control(t, "--policy=src-ip", "lr-route-add", dataplane.ClusterRouter, "10.244.0.0/16", "10.244.1.9")
+	for _, step := range []struct {
+		want            dataplane.OVN
+		stray, toOurPod string
+	}{
+		{dataplane.OVN{}, "other", "other"},
+		{plan(asStandby), "k8s-n1", "other"},
+		{plan(func(s *dataplane.Service) { s.Role, s.Primary = dataplane.RoleNone, "n2" }), "k8s-n1", "other"},
+	} {
+		z.apply(t, step.want)
+		z.nb.Control(t, "--wait=sb", "sync")
+		if got := trace(t, sb, "tstor-n2", "10.244.2.77", outside); got != step.stray {
+			t.Errorf("a stray leaves by %s, want %s", got, step.stray)
+		}
+		if got := trace(t, sb, "tstor-n2", "10.244.2.77", "10.244.1.9"); got != step.toOurPod {
+			t.Errorf("to a pod it leaves by %s, want %s", got, step.toOurPod)
+		}
 	}
 }
