@@ -55,7 +55,11 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
+	began := s.Now()
 	sequence, err := s.Dataplane.Apply(ctx, plan)
+	if s.ObserveSync != nil {
+		s.ObserveSync(s.Now().Sub(began), err)
+	}
 	s.ledger.setFailure("dataplane", err)
 	s.ledger.setBehind(s.behind(want.input.Services, err))
 	if err != nil {
@@ -92,6 +96,13 @@ func (s *Speaker) intend(ctx context.Context) (intent, error) {
 	}
 	if want.input, want.problems, err = s.facts(ctx); err != nil {
 		return want, err
+	}
+	if want.input.Guards, err = s.guards(ctx, all); err != nil {
+		return want, err
+	}
+	want.input.StraysPass = s.StraysPass
+	if s.HostProblems != nil {
+		want.problems = append(want.problems, s.HostProblems()...)
 	}
 	previous, again := s.previous(all)
 	// Nothing tells when somebody changes the nftables table: it is looked at again by itself.
@@ -162,6 +173,10 @@ func (s *Speaker) facts(ctx context.Context) (dataplane.Input, []string, error) 
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("node %s: %v", node.Name, err))
 		}
+		if wide := slices.IndexFunc(parsed.PodSubnets, func(p netip.Prefix) bool { return !plausible(p) }); wide >= 0 {
+			problems = append(problems, fmt.Sprintf("node %s: its pod subnet %s is too wide to be one, none of its annotation counts", node.Name, parsed.PodSubnets[wide]))
+			parsed.PodSubnets = nil
+		}
 		input.Nodes[node.Name] = dataplane.NodeFacts{
 			Addresses: parsed.HostAddresses, ManagementAddresses: parsed.ManagementAddresses(),
 			TransitAddresses: parsed.TransitAddresses, PodSubnets: parsed.PodSubnets,
@@ -182,6 +197,63 @@ func (s *Speaker) facts(ctx context.Context) (dataplane.Input, []string, error) 
 		TransitSubnets: s.Subnets.Transit, MasqueradeSubnets: s.Subnets.Masquerade,
 	}
 	return input, problems, nil
+}
+
+// guards are the LoadBalancer IPs of all EgressServices of the LoadBalancerIP kind, assigned or not,
+// each with the ports of all Services that have it, of whatever namespace.
+func (s *Speaker) guards(ctx context.Context, all []*followed) ([]dataplane.Guard, error) {
+	ports := map[netip.Addr][]dataplane.Port{}
+	for _, f := range all {
+		if f.exclusive() {
+			for _, address := range slices.Concat(f.sourceIPs(), f.loadBalancerIPs()) {
+				ports[address] = nil
+			}
+		}
+	}
+	if len(ports) == 0 {
+		return nil, nil
+	}
+	var services corev1.ServiceList
+	if err := s.list(ctx, &services); err != nil {
+		return nil, err
+	}
+	for i := range services.Items {
+		f := followed{service: &services.Items[i]}
+		for _, address := range f.loadBalancerIPs() {
+			if _, guarded := ports[address]; guarded {
+				ports[address] = append(ports[address], portsOf(f.service)...)
+			}
+		}
+	}
+	var guards []dataplane.Guard
+	for address, of := range ports {
+		guards = append(guards, dataplane.Guard{Address: address, Ports: of})
+	}
+	return guards, nil
+}
+
+func portsOf(service *corev1.Service) []dataplane.Port {
+	var ports []dataplane.Port
+	for _, p := range service.Spec.Ports {
+		protocol := dataplane.TCP
+		switch p.Protocol {
+		case corev1.ProtocolUDP:
+			protocol = dataplane.UDP
+		case corev1.ProtocolSCTP:
+			protocol = dataplane.SCTP
+		}
+		ports = append(ports, dataplane.Port{Protocol: protocol, Number: uint16(p.Port)})
+	}
+	return ports
+}
+
+// plausible is false for a pod subnet so wide that what is outside the cluster would be taken for
+// inside: an annotation of one node must not let all nodes' pods out untranslated.
+func plausible(subnet netip.Prefix) bool {
+	if subnet.Addr().Is4() {
+		return subnet.Bits() >= 8
+	}
+	return subnet.Bits() >= 32
 }
 
 // previous are the services that this node was primary of until Linger ago, and when the

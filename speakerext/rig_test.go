@@ -36,6 +36,10 @@ type fakeDataplane struct {
 	err       error
 }
 
+func (d *fakeDataplane) Counters(context.Context) (dataplane.Counters, error) {
+	return dataplane.Counters{}, nil
+}
+
 func (d *fakeDataplane) Apply(_ context.Context, plan dataplane.Plan) (dataplane.Sequence, error) {
 	if d.err != nil {
 		return 0, d.err

@@ -49,6 +49,12 @@ type Options struct {
 	Subnets      Subnets
 	// Pod is the name of the pod that the speaker runs in, in FRRNamespace; empty without one.
 	Pod string
+	// StraysPass is dataplane.Input.StraysPass.
+	StraysPass bool
+	// ObserveSync, when set, is told how long each application of a plan took and how it ended.
+	ObserveSync func(time.Duration, error)
+	// HostProblems, when set, says what of the host's settings keeps promises from being kept.
+	HostProblems func() []string
 	// Client reads from caches and writes to the API server.
 	Client client.Client
 	// Recorder writes events onto FRRConfigurations.

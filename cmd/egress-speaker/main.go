@@ -55,6 +55,8 @@ type options struct {
 	join              program.Prefixes
 	transit           program.Prefixes
 	masquerade        program.Prefixes
+	dropStrays        bool
+	perService        bool
 }
 
 func main() {
@@ -77,6 +79,8 @@ func main() {
 	flag.Var(&o.join, "join-subnets", "`prefixes` of OVN-Kubernetes' join switches")
 	flag.Var(&o.transit, "transit-switch-subnets", "`prefixes` of OVN-Kubernetes' transit switch")
 	flag.Var(&o.masquerade, "masquerade-subnets", "`prefixes` of OVN-Kubernetes' masquerade addresses")
+	flag.BoolVar(&o.perService, "metrics-per-service", true, "serve series for each EgressService that this node has something to do for")
+	flag.BoolVar(&o.dropStrays, "drop-strays", true, "drop what pods of other nodes send to the outside through this node if it has no LoadBalancer IP; false where OVN-Kubernetes' EgressIP uses secondary networks")
 	flag.Parse()
 	err := o.RedirectLibraries()
 	if err == nil {
@@ -118,8 +122,9 @@ func run(ctx context.Context, o options) (err error) {
 	defer dataplane.Close()
 	speakerOptions := speakerext.Options{
 		Node: o.node, Pod: o.pod, Version: version, FRRNamespace: o.MetalLBNamespace,
-		Subnets: speakerext.Subnets{Pods: o.pods, Services: o.services, Join: o.join, Transit: o.transit, Masquerade: o.masquerade},
-		Client:  mgr.GetClient(), Recorder: mgr.GetEventRecorder("egress-speaker"), Dataplane: dataplane, Logger: logger, Now: time.Now,
+		Subnets:    speakerext.Subnets{Pods: o.pods, Services: o.services, Join: o.join, Transit: o.transit, Masquerade: o.masquerade},
+		StraysPass: !o.dropStrays, HostProblems: dataplaneapply.HostProblems,
+		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("egress-speaker"), Dataplane: dataplane, Logger: logger, Now: time.Now,
 	}
 	if o.backEnd == program.GoBGP {
 		routes := gobgp.New(logger, gobgp.Options{ForwardingPreserved: survived})
@@ -131,6 +136,11 @@ func run(ctx context.Context, o options) (err error) {
 		}()
 		speakerOptions.BGP = routes
 	}
+	counted := metrics.NewDataplane(dataplane.Counters, o.perService)
+	if err := ctrlmetrics.Registry.Register(counted); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	speakerOptions.ObserveSync = counted.Observe
 	speaker := speakerext.New(speakerOptions)
 	if speakerOptions.BGP != nil {
 		if err := ctrlmetrics.Registry.Register(metrics.New(speakerOptions.BGP, speaker.Findings)); err != nil {

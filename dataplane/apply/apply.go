@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,6 +93,19 @@ func Survived(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("nftables: %w", err)
 	}
 	return len(chains) > 0, nil
+}
+
+// tcpLoose lets connection tracking take up a TCP connection in its middle, as the node that a
+// service moves to has to.
+const tcpLoose = "net/netfilter/nf_conntrack_tcp_loose"
+
+// HostProblems says which of the host's settings keep what this project promises from being kept.
+func HostProblems() []string {
+	value, err := os.ReadFile("/proc/sys/" + tcpLoose)
+	if err != nil || strings.TrimSpace(string(value)) != "0" {
+		return nil
+	}
+	return []string{strings.ReplaceAll(tcpLoose, "/", ".") + " is 0: TCP connections that pods opened break when their service moves here"}
 }
 
 // New prepares the dataplane of the node whose network namespace the process is in. It fails when

@@ -101,7 +101,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, section, _ := strings.Cut(string(page), "## BGP sessions")
-	section, _, _ = strings.Cut(section, "\n## ")
+	section, _, _ = strings.Cut(section, "\n## Alerts")
 	documented := regexp.MustCompile("`((frrk8s|egress_speaker)_[a-z_]+)`").FindAllStringSubmatch(section, -1)
 	want := map[string]bool{}
 	for _, match := range documented {
@@ -109,6 +109,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	descriptions := make(chan *prometheus.Desc, 100)
 	New(nil, nil).Describe(descriptions)
+	NewDataplane(nil, true).Describe(descriptions)
 	close(descriptions)
 	got := map[string]bool{}
 	for d := range descriptions {
