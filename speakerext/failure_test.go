@@ -168,9 +168,9 @@ func TestClosedServicesAreDroppedWithoutANode(t *testing.T) {
 			for line := range strings.Lines(dump) {
 				if strings.HasPrefix(line, "policy 109 ") && strings.Contains(line, "ip4.src") {
 					steered = "other"
-					if strings.Contains(line, " drop") {
-						steered = "drop"
-					}
+				}
+				if strings.HasPrefix(line, "hold ") && steered == "other" {
+					steered = "drop"
 				}
 			}
 			if steered != test.want {

@@ -41,12 +41,12 @@ func TestGuards(t *testing.T) {
 		&egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "network"}, Spec: egressv1.EgressServiceSpec{SourceIPBy: egressv1.SourceIPNetwork}},
 	)
 	change(r, key, &corev1.Service{}, func(s *corev1.Service) { s.Spec.Ports = []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}} })
-	for _, node := range []string{"n1", "n3"} {
+	for _, node := range []string{"n1", "n2"} {
 		r.Node = node
 		r.sync()
 		want := []dataplane.Guard{
-			{Address: lbIP, Ports: []dataplane.Port{{Protocol: dataplane.TCP, Number: 80}, {Protocol: dataplane.UDP, Number: 53}, {Protocol: dataplane.SCTP, Number: 3868}}},
 			{Address: netip.MustParseAddr("172.19.0.201"), Ports: []dataplane.Port{{Protocol: dataplane.TCP, Number: 443}}},
+			{Address: lbIP, Ports: []dataplane.Port{{Protocol: dataplane.TCP, Number: 80}, {Protocol: dataplane.UDP, Number: 53}, {Protocol: dataplane.SCTP, Number: 3868}}},
 		}
 		if diff := cmp.Diff(want, r.dataplane.plan.Host.Guards, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", node, diff)

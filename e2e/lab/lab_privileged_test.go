@@ -52,6 +52,7 @@ func TestLab(t *testing.T) {
 		}
 	})
 	t.Run("bgp", func(t *testing.T) { testBGP(t, l) })
+	t.Run("dataplane", func(t *testing.T) { testDataplane(t, l) })
 	t.Run("speaker killed and started again", func(t *testing.T) { testRestart(t, l, syscall.SIGKILL) })
 	t.Run("speaker ended and started again", func(t *testing.T) { testRestart(t, l, syscall.SIGTERM) })
 	t.Run("controller started again", func(t *testing.T) { testController(t, l) })

@@ -104,7 +104,7 @@ func (s *Set) start(ctx context.Context, spec Spec) error {
 	if err != nil {
 		return err
 	}
-	r := record{Name: spec.Name, Order: 1, Command: command.Args}
+	r := record{Name: spec.Name, Order: 1, Command: command.Args, Spec: spec}
 	if len(records) > 0 {
 		r.Order = records[0].Order + 1
 	}
@@ -199,6 +199,21 @@ func (s *Set) Stop(ctx context.Context, name string) error {
 		return fmt.Errorf("stop %s: %w", name, err)
 	}
 	return s.remove(name)
+}
+
+// Restart stops a program, if it still runs, and starts it again as it was started before.
+func (s *Set) Restart(ctx context.Context, name string) error {
+	r, found, err := s.read(name)
+	if err == nil && !found {
+		err = errors.New("it was never started")
+	}
+	if err != nil {
+		return fmt.Errorf("restart %s: %w", name, err)
+	}
+	if err := s.Stop(ctx, name); err != nil {
+		return err
+	}
+	return s.Start(ctx, r.Spec)
 }
 
 // Names returns the names of all programs that have a record, newest first, running or not.

@@ -24,6 +24,8 @@ type record struct {
 	StartTime uint64 `json:"startTime"`
 	// Command is for people who read the file.
 	Command []string `json:"command"`
+	// Spec is what it was started by.
+	Spec Spec `json:"spec"`
 }
 
 func (s *Set) recordPath(name string) string {

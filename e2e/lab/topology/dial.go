@@ -20,6 +20,11 @@ const netnsDir = "/run/netns"
 // DialContext returns a function that dials from inside a namespace, for use where a net.Dialer's is wanted. The address has to be
 // an IP address with a port: names would be resolved elsewhere.
 func DialContext(netns string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return DialFrom(netns, 0)
+}
+
+// DialFrom is DialContext for a connection from this UDP port; 0 is any, and any protocol.
+func DialFrom(netns string, port uint16) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if _, err := netip.ParseAddrPort(address); err != nil {
 			return nil, err
@@ -28,12 +33,29 @@ func DialContext(netns string) func(ctx context.Context, network, address string
 		err := withNetns(netns, func() error {
 			// Without a fallback the dialer makes its socket in the calling goroutine: on this thread, in this namespace.
 			dialer := net.Dialer{FallbackDelay: -1}
+			if port != 0 {
+				dialer.LocalAddr = &net.UDPAddr{Port: int(port)}
+			}
 			var err error
 			connection, err = dialer.DialContext(ctx, network, address)
 			return err
 		})
 		return connection, err
 	}
+}
+
+// Listen listens inside a namespace, at an IP address with a port.
+func Listen(netns, network, address string) (net.Listener, error) {
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, err
+	}
+	var listener net.Listener
+	err := withNetns(netns, func() error {
+		var err error
+		listener, err = net.Listen(network, address)
+		return err
+	})
+	return listener, err
 }
 
 // withNetns calls a function on a thread that is in the namespace meanwhile. What the function makes has to be made by its own
