@@ -211,6 +211,53 @@ func (c *conversations) end(t *testing.T) {
 	}
 }
 
+// startDatagrams has a pod ask the server outside by a datagram every 10 ms, until the returned function is called, which tells how many
+// were sent and how many of them had no answer.
+func startDatagrams(t *testing.T, netns string) func() (sent, lost int) {
+	t.Helper()
+	connection, err := topology.DialContext(netns)(t.Context(), "udp4", outside.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = connection.Close() })
+	stop, sentAll := make(chan struct{}), make(chan int)
+	go func() {
+		pause := time.NewTicker(10 * time.Millisecond)
+		defer pause.Stop()
+		for sent := 0; ; sent++ {
+			select {
+			case <-stop:
+				sentAll <- sent
+				return
+			case <-pause.C:
+			}
+			_, _ = connection.Write([]byte("?")) // one that is not sent has no answer
+		}
+	}()
+	var answers atomic.Int64
+	go func() {
+		buffer := make([]byte, 64)
+		for {
+			if _, err := connection.Read(buffer); errors.Is(err, net.ErrClosed) {
+				return
+			} else if err == nil {
+				answers.Add(1)
+			}
+		}
+	}()
+	return func() (sent, lost int) {
+		close(stop)
+		sent = <-sentAll
+		_, _ = lab.Eventually(t.Context(), 2*time.Second, func(context.Context) (string, error) {
+			if int(answers.Load()) < sent {
+				return "", errors.New("some are under way")
+			}
+			return "", nil
+		})
+		return sent, sent - int(answers.Load())
+	}
+}
+
 // watchSources counts, on the host outside, the packets of conversations with any source but the LoadBalancer IP.
 func watchSources(t *testing.T, l *lab.Lab) func() int {
 	t.Helper()

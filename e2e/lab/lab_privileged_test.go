@@ -59,12 +59,15 @@ func TestLab(t *testing.T) {
 }
 
 // testRestart ends the speaker of the elected node: the ToR must never lack the path, and the
-// pods must go on leaving with the LoadBalancer IP, before, while and after it starts again.
+// pods must go on leaving with the LoadBalancer IP, before, while and after it starts again. No
+// packet may be lost, in either direction, and no connection.
 func testRestart(t *testing.T, l *lab.Lab, signal syscall.Signal) {
 	node, err := l.Elected(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	conversations := startConversations(t, l, l.Topology.Nodes())
+	datagrams := startDatagrams(t, examplePod(l, l.Topology.Nodes()[0]))
 	watch := watchPath(t, l, node)
 	name := lab.SpeakerProcess(node.Name)
 	pid, ok := l.Processes.PID(name)
@@ -94,6 +97,11 @@ func testRestart(t *testing.T, l *lab.Lab, signal syscall.Signal) {
 	if looks, err := watch(); err != nil {
 		t.Errorf("after %d looks: %v", looks, err)
 	}
+	if sent, lost := datagrams(); lost > 0 || sent < 100 {
+		t.Errorf("%d of %d datagrams were lost", lost, sent)
+	}
+	conversations.goOn(t)
+	conversations.end(t)
 }
 
 // testController starts the controller again: the service must keep its epoch and its node.
@@ -107,6 +115,7 @@ func testController(t *testing.T, l *lab.Lab) {
 		t.Fatal(err)
 	}
 	watch := watchPath(t, l, node)
+	conversations := startConversations(t, l, l.Topology.Nodes())
 	if err := l.Processes.Stop(t.Context(), lab.ControllerProcess); err != nil {
 		t.Fatal(err)
 	}
@@ -137,6 +146,7 @@ func testController(t *testing.T, l *lab.Lab) {
 	if looks, err := watch(); err != nil {
 		t.Errorf("after %d looks: %v", looks, err)
 	}
+	conversations.end(t)
 }
 
 func assignment(ctx context.Context, l *lab.Lab) (*v1alpha1.EgressAssignment, error) {
