@@ -124,7 +124,12 @@ func (s *Speaker) intend(ctx context.Context) (intent, error) {
 		if foreign > 0 && role != "" {
 			want.problems = append(want.problems, fmt.Sprintf("%s: %d endpoint addresses belong to no pod of the namespace and are left alone", f.key, foreign))
 		}
-		want.input.Services = append(want.input.Services, planned(f, role, found))
+		service := planned(f, role, found)
+		if previous[f.key] {
+			// As the standby, too, it still carries what is under way.
+			service.Role = dataplane.RolePrevious
+		}
+		want.input.Services = append(want.input.Services, service)
 		switch why := s.cannotServe(want.input.Nodes[s.Node], f.sourceIPs()); {
 		case role == "":
 		case why != "":

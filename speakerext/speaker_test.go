@@ -207,6 +207,21 @@ func TestReplacedNodeLingers(t *testing.T) {
 		t.Error("still translates after it lingered")
 	}
 
+	// One that becomes the standby at once carries what is under way as well, and not for longer.
+	r = newRig(t)
+	r.sync()
+	accounts := func() int { return len(r.dataplane.plan.Host.Accounts) }
+	r.assign(func(s *v1alpha1.EgressAssignmentSpec) { s.Primary, s.Standby, s.Epoch = "n2", "n1", 2 })
+	r.sync()
+	if accounts() != 1 || r.report().Role != v1alpha1.RoleStandby {
+		t.Errorf("just replaced: %d accounts, role %s", accounts(), r.report().Role)
+	}
+	r.now = r.now.Add(Linger)
+	r.sync()
+	if accounts() != 0 || !translates() {
+		t.Errorf("after it lingered: %d accounts, translates %v", accounts(), translates())
+	}
+
 	r = newRig(t)
 	if again, err := r.SyncDataplane(t.Context()); err != nil || again != lookAgain {
 		t.Errorf("with nothing under way: again in %v, error %v; want %v", again, err, lookAgain)

@@ -38,6 +38,7 @@ func testDataplane(t *testing.T, l *lab.Lab) {
 	}{
 		{"connections survive moves", testMoves},
 		{"connections survive the death of the node", testNodeDeath},
+		{"external traffic policies", testTrafficPolicies},
 		{"guard", testGuard},
 		{"no node", testNoNode},
 		{"ingress to a pod that is held", testHeldIngress},
