@@ -186,13 +186,18 @@ func translations(shares []share) []Translation {
 // accounts are the sources that packets may leave with: a standby's not yet.
 func accounts(shares []share) []Account {
 	var list []Account
-	seen := map[netip.Addr]bool{}
+	at := map[netip.Addr]int{}
 	for _, s := range shares {
 		role := s.service.Role
-		if s.source.IsValid() && (role == RolePrimary || role == RolePrevious) && !seen[s.source] {
-			seen[s.source] = true
+		if !s.source.IsValid() || role != RolePrimary && role != RolePrevious {
+			continue
+		}
+		i, seen := at[s.source]
+		if !seen {
+			i, at[s.source] = len(list), len(list)
 			list = append(list, Account{Source: s.source, Service: s.service.Key})
 		}
+		list[i].Primary = list[i].Primary || role == RolePrimary
 	}
 	slices.SortFunc(list, func(a, b Account) int { return a.Source.Compare(b.Source) })
 	return list

@@ -386,7 +386,7 @@ address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
 ` + exempt + `policy 110 "inport == \"rtots-n1\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
 policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
 ` + strays + `source_route 10.244.0.0/16 10.244.1.2
-` + common + translate + "account 172.19.0.100 for ns/a\n" + stopped,
+` + common + translate + "account 172.19.0.100 for ns/a primary\n" + stopped,
 		"n2": shared + nodeSet + pods + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
 address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
 ` + exempt + `policy 110 "inport == \"rtots-n2\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.2.2 for ns/a

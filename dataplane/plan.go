@@ -82,7 +82,8 @@ type Host struct {
 	// Translations, ordered by pod, one per pod address.
 	Translations []Translation
 	// Accounts, ordered by source: the LoadBalancer IPs that packets may leave this node with now.
-	// When one goes, all connections that carry it here end.
+	// When one goes, and when one becomes primary, what connection tracking knows of its connections
+	// here is forgotten: they go on elsewhere, or did so meanwhile.
 	Accounts []Account
 	// Holds, ordered by pod, one per pod address: what these pods send to the outside is dropped,
 	// but for replies.
@@ -106,6 +107,8 @@ type Translation struct {
 type Account struct {
 	Source  netip.Addr
 	Service string
+	// Primary is false on a node that was primary until just now.
+	Primary bool
 }
 
 // Hold drops what a pod sends to the outside, and counts it for the service.
@@ -177,7 +180,11 @@ func (p Plan) Dump() string {
 		fmt.Fprintf(&b, "translate %s %s\n", t.Pod, t.Source)
 	}
 	for _, a := range p.Host.Accounts {
-		fmt.Fprintf(&b, "account %s for %s\n", a.Source, a.Service)
+		fmt.Fprintf(&b, "account %s for %s", a.Source, a.Service)
+		if a.Primary {
+			b.WriteString(" primary")
+		}
+		b.WriteByte('\n')
 	}
 	for _, h := range p.Host.Holds {
 		fmt.Fprintf(&b, "hold %s for %s\n", h.Pod, h.Service)

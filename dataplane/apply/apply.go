@@ -160,6 +160,9 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 	if err := n.endStrays(added.Guarded); err != nil {
 		return 0, err
 	}
+	if err := n.finish(ctx, added.Promoted); err != nil {
+		return 0, err
+	}
 	sequence, err := n.ovn.Apply(ctx, plan.OVN)
 	if err != nil {
 		return 0, err
@@ -172,13 +175,21 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 	if err != nil {
 		return 0, err
 	}
-	if err := n.end(leaving); err != nil {
-		return 0, err
-	}
-	if err := n.nft.Forget(ctx, leaving); err != nil {
+	if err := n.finish(ctx, leaving); err != nil {
 		return 0, err
 	}
 	return sequence, nil
+}
+
+// finish ends connections, and has nftables forget that they were to be ended.
+func (n *node) finish(ctx context.Context, pairs []dataplane.Translation) error {
+	if len(pairs) == 0 {
+		return nil
+	}
+	if err := n.end(pairs); err != nil {
+		return err
+	}
+	return n.nft.Forget(ctx, pairs)
 }
 
 // Remove is documented at dataplane.Dataplane.
@@ -204,7 +215,7 @@ func (n *node) end(leaving []dataplane.Translation) error {
 	if err != nil {
 		return err
 	}
-	level.Debug(n.logger).Log("event", "connectionsEnded", "msg", "deleted conntrack entries of pods that are no longer served", "translations", len(leaving), "entries", ended)
+	level.Debug(n.logger).Log("event", "connectionsEnded", "msg", "deleted conntrack entries of translations that are over or out of date", "translations", len(leaving), "entries", ended)
 	return nil
 }
 

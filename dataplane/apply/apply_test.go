@@ -24,6 +24,7 @@ type parts struct {
 	fail      string
 	leaving   []dataplane.Translation
 	guarded   []netip.Addr
+	promoted  []dataplane.Translation
 	sequence  dataplane.Sequence
 	installed dataplane.Sequence
 }
@@ -44,7 +45,7 @@ type (
 
 func (f fakeTranslator) Relist() { _ = f.call("relist") }
 func (f fakeTranslator) Add(context.Context, dataplane.Host) (nft.Added, error) {
-	return nft.Added{Elements: 1, Guarded: f.guarded}, f.call("nft add")
+	return nft.Added{Elements: 1, Guarded: f.guarded, Promoted: f.promoted}, f.call("nft add")
 }
 func (f fakeTranslator) Remove(context.Context, dataplane.Host) ([]dataplane.Translation, error) {
 	return f.leaving, f.call("nft remove")
@@ -100,11 +101,15 @@ func TestOrder(t *testing.T) {
 		},
 		{
 			name: "nothing leaves", parts: parts{sequence: 5, installed: 7}, want: 5,
-			calls: []string{"nft add", "ovn", "nft remove", "nft forget"},
+			calls: []string{"nft add", "ovn", "nft remove"},
 		},
 		{
 			name: "an address is guarded", parts: parts{sequence: 5, installed: 4, guarded: make([]netip.Addr, 1)}, want: 5,
 			calls: []string{"nft add", "conntrack strays", "ovn"},
+		},
+		{
+			name: "a node becomes primary", parts: parts{sequence: 5, installed: 4, promoted: leaving}, want: 5,
+			calls: []string{"nft add", "conntrack", "nft forget", "ovn"},
 		},
 		{
 			name: "nftables fails", parts: parts{sequence: 5, installed: 5, fail: "nft add"}, fails: true,

@@ -81,7 +81,8 @@ func moveTo(t *testing.T, l *lab.Lab, node topology.Node) {
 	})
 }
 
-// conversations are TCP connections of pods to a server outside, with a word each 10 ms.
+// conversations are TCP connections of pods to a server outside, which repeats a word each 10 ms: enough for what a node remembers of a
+// connection to be out of date soon after it has moved elsewhere.
 type conversations struct {
 	list  []*conversation
 	wrong func() int
@@ -143,7 +144,7 @@ func serve(t *testing.T, l *lab.Lab, address string) {
 
 func (c *conversation) talk(connection net.Conn) error {
 	defer func() { _ = connection.Close() }()
-	word := make([]byte, 32)
+	word := make([]byte, 16<<10)
 	pause := time.NewTicker(10 * time.Millisecond)
 	defer pause.Stop()
 	for {

@@ -56,14 +56,15 @@ func testDataplane(t *testing.T, l *lab.Lab) {
 	settled(t, l)
 }
 
-// testMoves moves the service round all nodes while each of its pods talks to a server outside.
+// testMoves moves the service round all nodes, and at once back again, while each of its pods talks to a server outside.
 func testMoves(t *testing.T, l *lab.Lab) {
 	conversations := startConversations(t, l, l.Topology.Nodes())
 	first, err := l.Elected(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, node := range append(l.Topology.Nodes(), first) {
+	nodes := l.Topology.Nodes()
+	for _, node := range append(nodes, first, nodes[0], nodes[1], nodes[0], nodes[1], nodes[0]) {
 		moveTo(t, l, node)
 		conversations.goOn(t)
 	}
