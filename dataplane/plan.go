@@ -82,8 +82,7 @@ type Host struct {
 	// Translations, ordered by pod, one per pod address.
 	Translations []Translation
 	// Accounts, ordered by source: the LoadBalancer IPs that packets may leave this node with now.
-	// When one goes, and when one becomes primary, what connection tracking knows of its connections
-	// here is forgotten: they go on elsewhere, or did so meanwhile.
+	// When one goes, all connections that carry it here end.
 	Accounts []Account
 	// Holds, ordered by pod, one per pod address: what these pods send to the outside is dropped,
 	// but for replies.

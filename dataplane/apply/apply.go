@@ -63,6 +63,7 @@ type (
 	connections interface {
 		End(pairs []dataplane.Translation) (uint, error)
 		EndStrays(addresses []netip.Addr) (uint, error)
+		Loosen(sources []netip.Addr) (uint, error)
 		Close()
 	}
 )
@@ -79,6 +80,8 @@ type node struct {
 	nft       translator
 	conntrack connections
 	listed    time.Time
+	// primary are the LoadBalancer IPs that the node was primary of by the plan applied last.
+	primary map[netip.Addr]bool
 }
 
 // Survived says whether an earlier program's nftables table is in the kernel: then the node has not
@@ -160,7 +163,7 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 	if err := n.endStrays(added.Guarded); err != nil {
 		return 0, err
 	}
-	if err := n.finish(ctx, added.Promoted); err != nil {
+	if err := n.loosen(plan.Host.Accounts); err != nil {
 		return 0, err
 	}
 	sequence, err := n.ovn.Apply(ctx, plan.OVN)
@@ -175,21 +178,13 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 	if err != nil {
 		return 0, err
 	}
-	if err := n.finish(ctx, leaving); err != nil {
+	if err := n.end(leaving); err != nil {
+		return 0, err
+	}
+	if err := n.nft.Forget(ctx, leaving); err != nil {
 		return 0, err
 	}
 	return sequence, nil
-}
-
-// finish ends connections, and has nftables forget that they were to be ended.
-func (n *node) finish(ctx context.Context, pairs []dataplane.Translation) error {
-	if len(pairs) == 0 {
-		return nil
-	}
-	if err := n.end(pairs); err != nil {
-		return err
-	}
-	return n.nft.Forget(ctx, pairs)
 }
 
 // Remove is documented at dataplane.Dataplane.
@@ -215,7 +210,7 @@ func (n *node) end(leaving []dataplane.Translation) error {
 	if err != nil {
 		return err
 	}
-	level.Debug(n.logger).Log("event", "connectionsEnded", "msg", "deleted conntrack entries of translations that are over or out of date", "translations", len(leaving), "entries", ended)
+	level.Debug(n.logger).Log("event", "connectionsEnded", "msg", "deleted conntrack entries of translations that are over", "translations", len(leaving), "entries", ended)
 	return nil
 }
 
@@ -227,6 +222,28 @@ func (n *node) endStrays(guarded []netip.Addr) error {
 	ended, err := n.conntrack.EndStrays(guarded)
 	n.ended.Add(uint64(ended))
 	return err
+}
+
+// loosen comes before OVN sends packets here: what the node remembers of connections of an earlier time
+// as primary is out of date, and their packets would be invalid.
+func (n *node) loosen(accounts []dataplane.Account) error {
+	primary := map[netip.Addr]bool{}
+	var promoted []netip.Addr
+	for _, a := range accounts {
+		if a.Primary {
+			primary[a.Source] = true
+			if !n.primary[a.Source] {
+				promoted = append(promoted, a.Source)
+			}
+		}
+	}
+	if len(promoted) > 0 {
+		if _, err := n.conntrack.Loosen(promoted); err != nil {
+			return err
+		}
+	}
+	n.primary = primary
+	return nil
 }
 
 // Counters is documented at dataplane.Dataplane.

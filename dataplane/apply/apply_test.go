@@ -24,7 +24,6 @@ type parts struct {
 	fail      string
 	leaving   []dataplane.Translation
 	guarded   []netip.Addr
-	promoted  []dataplane.Translation
 	sequence  dataplane.Sequence
 	installed dataplane.Sequence
 }
@@ -45,7 +44,7 @@ type (
 
 func (f fakeTranslator) Relist() { _ = f.call("relist") }
 func (f fakeTranslator) Add(context.Context, dataplane.Host) (nft.Added, error) {
-	return nft.Added{Elements: 1, Guarded: f.guarded, Promoted: f.promoted}, f.call("nft add")
+	return nft.Added{Elements: 1, Guarded: f.guarded}, f.call("nft add")
 }
 func (f fakeTranslator) Remove(context.Context, dataplane.Host) ([]dataplane.Translation, error) {
 	return f.leaving, f.call("nft remove")
@@ -72,6 +71,9 @@ func (f fakeConnections) End([]dataplane.Translation) (uint, error) {
 }
 func (f fakeConnections) EndStrays([]netip.Addr) (uint, error) {
 	return 5, f.call("conntrack strays")
+}
+func (f fakeConnections) Loosen([]netip.Addr) (uint, error) {
+	return 1, f.call("conntrack loosen")
 }
 func (f fakeConnections) Close() {}
 
@@ -101,15 +103,11 @@ func TestOrder(t *testing.T) {
 		},
 		{
 			name: "nothing leaves", parts: parts{sequence: 5, installed: 7}, want: 5,
-			calls: []string{"nft add", "ovn", "nft remove"},
+			calls: []string{"nft add", "ovn", "nft remove", "nft forget"},
 		},
 		{
 			name: "an address is guarded", parts: parts{sequence: 5, installed: 4, guarded: make([]netip.Addr, 1)}, want: 5,
 			calls: []string{"nft add", "conntrack strays", "ovn"},
-		},
-		{
-			name: "a node becomes primary", parts: parts{sequence: 5, installed: 4, promoted: leaving}, want: 5,
-			calls: []string{"nft add", "conntrack", "nft forget", "ovn"},
 		},
 		{
 			name: "nftables fails", parts: parts{sequence: 5, installed: 5, fail: "nft add"}, fails: true,
@@ -150,6 +148,37 @@ func TestCounters(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); err != nil || d != "" {
 		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+}
+
+// TestPromotion: whenever the node becomes primary, and at its start, what it remembers of connections
+// is loosened before OVN sends packets here; again after a failure.
+func TestPromotion(t *testing.T) {
+	p := parts{sequence: 5, installed: 4}
+	n := nodeOf(&p)
+	as := func(primary bool) dataplane.Plan {
+		return dataplane.Plan{Host: dataplane.Host{Accounts: []dataplane.Account{{Source: netip.MustParseAddr("172.19.0.100"), Primary: primary}}}}
+	}
+	for _, step := range []struct {
+		plan  dataplane.Plan
+		fail  string
+		calls []string
+	}{
+		{as(true), "conntrack loosen", []string{"nft add", "conntrack loosen"}},
+		{as(true), "", []string{"nft add", "conntrack loosen", "ovn"}},
+		{as(true), "", []string{"nft add", "ovn"}},
+		{as(false), "", []string{"nft add", "ovn"}},
+		{as(true), "", []string{"nft add", "conntrack loosen", "ovn"}},
+		{dataplane.Plan{}, "", []string{"nft add", "ovn"}},
+		{as(true), "", []string{"nft add", "conntrack loosen", "ovn"}},
+	} {
+		p.calls, p.fail = nil, step.fail
+		if _, err := n.Apply(context.Background(), step.plan); (err != nil) != (step.fail != "") {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(step.calls, p.calls); d != "" {
+			t.Errorf("calls (-want +got):\n%s", d)
+		}
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/metallb-egress/metallb-egress/dataplane"
@@ -17,22 +19,32 @@ import (
 // dumpAttempts is how often a dump that the kernel interrupted is repeated.
 const dumpAttempts = 5
 
-// Cleaner deletes connection tracking entries in one network namespace.
+// Cleaner deletes and changes connection tracking entries in one network namespace.
 type Cleaner struct {
 	handle *netlink.Handle
+	// socket is for what the library has no call for.
+	socket *nl.NetlinkSocket
 }
 
-// New opens a netlink socket in the network namespace of the calling thread.
+// New opens netlink sockets in the network namespace of the calling thread.
 func New() (*Cleaner, error) {
 	handle, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("conntrack: netlink: %w", err)
 	}
-	return &Cleaner{handle: handle}, nil
+	socket, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
+	if err != nil {
+		handle.Close()
+		return nil, fmt.Errorf("conntrack: netlink: %w", err)
+	}
+	return &Cleaner{handle, socket}, nil
 }
 
-// Close closes the socket.
-func (c *Cleaner) Close() { c.handle.Close() }
+// Close closes the sockets.
+func (c *Cleaner) Close() {
+	c.handle.Close()
+	c.socket.Close()
+}
 
 // End deletes the entries of the connections that each pair's pod opened and that carry the pair's
 // source, and returns their number. A pair whose pod is the unspecified address means all pods. It

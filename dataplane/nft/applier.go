@@ -28,9 +28,7 @@ type Applier struct {
 	// based is whether this applier has written the rules itself once: those of an older program
 	// can carry the same comments.
 	based bool
-	// primary are the LoadBalancer IPs that this node was primary of by the plan before.
-	primary map[netip.Addr]bool
-	drift   atomic.Uint64
+	drift atomic.Uint64
 }
 
 // New takes an interface for Family and Table. It does nothing yet.
@@ -52,10 +50,6 @@ type Added struct {
 	Elements int
 	// Guarded are the addresses that are guarded now and were not before.
 	Guarded []netip.Addr
-	// Promoted are pairs as Remove returns them, one for each LoadBalancer IP that this node has
-	// become primary of: what connection tracking knows of its connections is out of date, and to be
-	// ended at once. Remove returns them, too, until Forget is told of them.
-	Promoted []dataplane.Translation
 }
 
 // Add brings in what the plan wants: the table itself, elements of all sets, and new values of those
@@ -64,9 +58,7 @@ func (a *Applier) Add(ctx context.Context, want dataplane.Host) (Added, error) {
 	target := wanted(want)
 	var added Added
 	written, err := a.change(ctx, func(c *contents, tx *changes) {
-		// What somebody else took away and is put back has not become primary.
-		intact := c.base
-		tx.promotes = func(source netip.Addr) bool { return intact && !a.primary[source] }
+		added.Guarded = nil
 		if !c.base || !a.based {
 			tx.addBase()
 		}
@@ -79,17 +71,10 @@ func (a *Applier) Add(ctx context.Context, want dataplane.Host) (Added, error) {
 			}
 			tx.addElements(s, target.sets[s.name])
 		}
-		added.Guarded, added.Promoted = tx.guarded, tx.promoted
+		added.Guarded = tx.guarded
 	})
-	if err != nil {
-		return Added{}, err
-	}
-	a.primary = map[netip.Addr]bool{}
-	for _, account := range want.Accounts {
-		a.primary[account.Source] = account.Primary
-	}
 	added.Elements = written
-	return added, nil
+	return added, err
 }
 
 // Remove takes translations, accounts and holds that the plan lacks out of the maps, and returns all
@@ -242,9 +227,6 @@ type changes struct {
 	written int
 	based   bool
 	guarded []netip.Addr // added to a set guarded
-	// promotes says whether an address that is added to a set primary became so; promoted are those.
-	promotes func(source netip.Addr) bool
-	promoted []dataplane.Translation
 }
 
 func (c *changes) addBase() {
@@ -323,8 +305,7 @@ func (c *changes) remove(s set, key string) {
 	}
 }
 
-// came takes back what was noted when an element went, and notes addresses that are guarded, or that
-// the node is primary of, now.
+// came takes back what was noted when an element went, and notes addresses that are guarded now.
 func (c *changes) came(s set, key, value string) {
 	for _, n := range []names{names4(), names6()} {
 		switch s.name {
@@ -335,11 +316,6 @@ func (c *changes) came(s set, key, value string) {
 		case n.guarded.name:
 			if address, err := netip.ParseAddr(key); err == nil {
 				c.guarded = append(c.guarded, address)
-			}
-		case n.primary.name:
-			if t, ok := pairOf(unspecified(n) + separator + key); ok && c.promotes(t.Source) {
-				c.leave(n, pairKey(t))
-				c.promoted = append(c.promoted, t)
 			}
 		}
 	}

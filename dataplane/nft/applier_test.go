@@ -37,7 +37,7 @@ func nat(pairs ...dataplane.Translation) dataplane.Host {
 // host is a plan with something in every set.
 func host() dataplane.Host {
 	h := nat(pair(pod4, lb4), pair(pod6, lb6))
-	h.Accounts = []dataplane.Account{{Source: netip.MustParseAddr(lb4), Service: "ns/a", Primary: true}, {Source: netip.MustParseAddr(lb6), Service: "ns/a"}}
+	h.Accounts = []dataplane.Account{{Source: netip.MustParseAddr(lb4), Service: "ns/a"}, {Source: netip.MustParseAddr(lb6), Service: "ns/a"}}
 	h.Holds = []dataplane.Hold{{Pod: netip.MustParseAddr(pod4b), Service: "ns/b"}, {Pod: netip.MustParseAddr(pod6b), Service: "ns/b"}}
 	h.Counted = []string{"ns/a", "ns/b"}
 	h.Pods = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")}
@@ -181,59 +181,6 @@ func TestEndpointComesBack(t *testing.T) {
 	if got := elementsOf(t, fake, "set", "leaving4"); len(got) > 0 {
 		t.Errorf("still leaving: %v", got)
 	}
-}
-
-// TestPromotion: what a node remembers of connections is to be ended whenever it becomes primary, also if
-// the program dies before that is done, and not when it only starts again or repairs the table.
-func TestPromotion(t *testing.T) {
-	ctx := context.Background()
-	everyPod := pair("0.0.0.0", lb4)
-	as := func(primary bool) dataplane.Host {
-		h := nat(pair(pod4, lb4))
-		h.Accounts = []dataplane.Account{{Source: everyPod.Source, Service: "ns/a", Primary: primary}}
-		return h
-	}
-	standby := nat(pair(pod4, lb4))
-	a, fake := fakeWith(t, standby)
-	add := func(what string, a *Applier, want dataplane.Host, promoted ...dataplane.Translation) {
-		t.Helper()
-		added, err := a.Add(ctx, want)
-		if d := cmp.Diff(promoted, added.Promoted, byValue); err != nil || d != "" {
-			t.Errorf("%s: %v, promoted (-want +got):\n%s", what, err, d)
-		}
-	}
-	remove := func(what string, a *Applier, want dataplane.Host, leaving ...dataplane.Translation) {
-		t.Helper()
-		got, err := a.Remove(ctx, want)
-		if d := cmp.Diff(leaving, got, byValue); err != nil || d != "" {
-			t.Errorf("%s: %v, leaving (-want +got):\n%s", what, err, d)
-		}
-	}
-	add("it becomes primary", a, as(true), everyPod)
-	add("again", a, as(true))
-	again := New(fake)
-	add("the program has died before the connections were ended", again, as(true))
-	remove("and the next one ends them", again, as(true), everyPod)
-	if err := again.Forget(ctx, []dataplane.Translation{everyPod}); err != nil {
-		t.Fatal(err)
-	}
-	remove("once", again, as(true))
-	add("it was primary until just now", again, as(false))
-	remove("and carries what is under way", again, as(false))
-	add("it is primary again", again, as(true), everyPod)
-	if err := again.Forget(ctx, []dataplane.Translation{everyPod}); err != nil {
-		t.Fatal(err)
-	}
-
-	tx := fake.NewTransaction()
-	tx.Delete(&knftables.Table{})
-	if err := fake.Run(ctx, tx); err != nil {
-		t.Fatal(err)
-	}
-	again.Relist()
-	add("the table is put back", again, as(true))
-	add("it is the standby again", again, standby)
-	remove("and ends what went through it", again, standby, everyPod)
 }
 
 func TestDriftIsRepaired(t *testing.T) {

@@ -107,9 +107,6 @@ func wanted(want dataplane.Host) contents {
 		name := translatedPrefix + dataplane.ServiceHash(a.Service)
 		c.counters[name] = a.Service
 		c.sets[of(a.Source).accounts.name][a.Source.String()] = name
-		if a.Primary {
-			c.sets[of(a.Source).primary.name][a.Source.String()] = ""
-		}
 	}
 	for _, h := range want.Holds {
 		name := heldPrefix + dataplane.ServiceHash(h.Service)

@@ -22,15 +22,12 @@ import (
 	"github.com/metallb-egress/metallb-egress/dataplane/internal/testbed"
 )
 
-const (
-	answerDeadline = 10 * time.Second
-	streamInterval = 10 * time.Millisecond
-)
+const streamInterval = 10 * time.Millisecond
 
 // stream sends messages over a connection, one each interval, and has them come back in order.
 type stream struct {
 	echoed atomic.Int64
-	failed chan error // receives once when it is over
+	failed chan error // receives what ended it
 }
 
 func newStream(t *testing.T, c *testbed.Conn) *stream {
@@ -97,7 +94,7 @@ func (n *node) give(t *testing.T, plan dataplane.Host) {
 	n.end(t, n.take(t, plan))
 }
 
-// take makes a node hold a plan but for connections, and returns the pairs whose are to be ended.
+// take makes a node hold a plan, and returns the pairs whose connections are to be ended.
 func (n *node) take(t *testing.T, plan dataplane.Host) []dataplane.Translation {
 	t.Helper()
 	var leaving []dataplane.Translation
@@ -137,6 +134,8 @@ func (n *node) end(t *testing.T, leaving []dataplane.Translation) uint {
 
 // packetsTakenOver moves the two ways of an open connection to another node, and back.
 func packetsTakenOver(t *testing.T, w *world, a addresses, first, second func(*world, *testing.T, int)) {
+	w.routePods(t, 1)
+	w.routeLB(t, 1)
 	w.nodes[0].give(t, packetPlan())
 	w.nodes[1].give(t, standby())
 	source, server := w.from(a.pod), at(a.server, serverPort)
@@ -250,4 +249,37 @@ func (w *world) wantStraying(t *testing.T, a addresses, c *testbed.Conn) {
 	}); len(list) > 0 {
 		t.Errorf("left: %v", list)
 	}
+}
+
+// packetsGuardedLater: what came to the address before it was guarded leaves nothing that the guard
+// would take for a connection. What reached a pod stays.
+func packetsGuardedLater(t *testing.T, w *world, a addresses) {
+	n, plan := w.nodes[0], packetPlan()
+	plan.Guards = nil
+	n.give(t, plan)
+	s := w.watch(t, a)
+	comes := w.wantSeen(t, w.outside, "tcp", w.from(a.server), at(a.lb, httpPort), a.server)
+	stray := testbed.UDPDatagram(w.from(a.server), at(a.lb, closedPort), "before")
+	stray.HopLimit = 3
+	w.outside.Send(t, stray)
+	testbed.Eventually(t, "it comes out again", func() bool { return len(s.left(alike(stray))) > 0 })
+
+	n.Do(t, func() {
+		added, err := n.applier.Add(context.Background(), packetPlan())
+		if err != nil {
+			t.Errorf("Add: %v", err)
+		}
+		cleaner, err := conntrack.New()
+		if err != nil {
+			t.Errorf("conntrack: %v", err)
+			return
+		}
+		defer cleaner.Close()
+		if ended, err := cleaner.EndStrays(added.Guarded); err != nil || ended != 1 {
+			t.Errorf("%d entries ended for %v, error %v; want 1", ended, added.Guarded, err)
+		}
+	})
+	stray.HopLimit = 0
+	w.wantDropped(t, a, w.outside, stray, countedClosed)
+	wantEchoed(t, comes, "from before")
 }

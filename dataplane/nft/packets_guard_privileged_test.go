@@ -20,6 +20,9 @@ import (
 	"github.com/metallb-egress/metallb-egress/dataplane/internal/testbed"
 )
 
+// answerDeadline is how long an error is awaited.
+const answerDeadline = 10 * time.Second
+
 // wantEchoed exchanges a message over an open connection.
 func wantEchoed(t *testing.T, c *testbed.Conn, message string) {
 	t.Helper()

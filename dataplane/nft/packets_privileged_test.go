@@ -42,6 +42,7 @@ func TestPackets(t *testing.T) {
 			packetsTakenOver(t, w, a, (*world).routeLB, (*world).routePods)
 		}},
 		{"removed", 1, packetsRemoved},
+		{"guarded later", 1, packetsGuardedLater},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -6,6 +6,7 @@ package nft
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -116,8 +117,8 @@ func alike(d testbed.Datagram) func(testbed.Packet) bool {
 	return func(p testbed.Packet) bool { return p.Protocol == one.Protocol && p.Destination == one.Destination }
 }
 
-// wantDropped sends a datagram from pods or outside, and wants it to be counted, to go nowhere, and
-// to leave no connection behind.
+// wantDropped sends a datagram from pods or outside, and wants it to be counted, to go nowhere, to
+// have no answer, and to leave no connection behind.
 func (w *world) wantDropped(t *testing.T, a addresses, from *testbed.Namespace, d testbed.Datagram, counted string) {
 	t.Helper()
 	s, one := w.watch(t, a), d.Packet()
@@ -125,15 +126,19 @@ func (w *world) wantDropped(t *testing.T, a addresses, from *testbed.Namespace, 
 	testbed.Eventually(t, "it is counted: "+one.String(), func() bool { return len(s.grown(t)) > 0 })
 	s.settle(t, a)
 	s.wantGrown(t, tally{counted: {Packets: 1, Bytes: uint64(one.Length)}})
-	if list := s.entered(alike(d)); from == w.outside && len(list) != 1 {
-		t.Errorf("crossed the uplink: %v; want it once", list)
+	answer := func(p testbed.Packet) bool {
+		return p.Protocol == one.Protocol && p.Destination == one.Source || p.Protocol == a.icmp && p.Destination.Addr() == one.Source.Addr()
 	}
-	if list := s.left(alike(d)); len(list) > 0 {
-		t.Errorf("came out of the uplink: %v", list)
+	passed, answers := s.left(alike(d)), s.arrived(answer)
+	if from == w.outside {
+		same := func(p testbed.Packet) bool { return p.Protocol == one.Protocol && p.Source == one.Source }
+		passed, answers = slices.Concat(passed, s.arrived(same)), s.left(answer)
+		if list := s.entered(alike(d)); len(list) != 1 {
+			t.Errorf("crossed the uplink: %v; want it once", list)
+		}
 	}
-	same := func(p testbed.Packet) bool { return p.Protocol == one.Protocol && p.Source == one.Source }
-	if list := s.arrived(same); from == w.outside && len(list) > 0 {
-		t.Errorf("came to the pods: %v", list)
+	if len(passed) > 0 || len(answers) > 0 {
+		t.Errorf("%v: passed as %v, answered by %v", one, passed, answers)
 	}
 	if list := s.node.Connections(t, func(c testbed.Connection) bool {
 		return c.Protocol == one.Protocol && c.Source == one.Source && c.Destination == one.Destination

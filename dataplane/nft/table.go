@@ -81,7 +81,7 @@ const (
 
 // names are the sets of one address family.
 type names struct {
-	internal, snat, accounts, primary, holds, pods, ownPods, guarded, ports, leaving set
+	internal, snat, accounts, holds, pods, ownPods, guarded, ports, leaving set
 
 	protocol string // nftables' word for the IP version
 }
@@ -102,7 +102,6 @@ func namesOf(suffix, address, protocol string) names {
 		internal: set{name: "internal" + suffix, kind: "set", kindOf: address, interval: true},
 		snat:     set{name: "snat" + suffix, kind: "map", kindOf: address + " : " + address, goes: late},
 		accounts: set{name: "accounts" + suffix, kind: "map", kindOf: address + " : counter", goes: late},
-		primary:  set{name: "primary" + suffix, kind: "set", kindOf: address},
 		holds:    set{name: "holds" + suffix, kind: "map", kindOf: address + " : counter", goes: late},
 		pods:     set{name: "pods" + suffix, kind: "set", kindOf: address, interval: true},
 		ownPods:  set{name: "own_pods" + suffix, kind: "set", kindOf: address, interval: true},
@@ -117,7 +116,7 @@ func namesOf(suffix, address, protocol string) names {
 func sets() []set {
 	var all []set
 	for _, n := range []names{names4(), names6()} {
-		all = append(all, n.internal, n.snat, n.accounts, n.primary, n.holds, n.pods, n.ownPods, n.guarded, n.ports, n.leaving)
+		all = append(all, n.internal, n.snat, n.accounts, n.holds, n.pods, n.ownPods, n.guarded, n.ports, n.leaving)
 	}
 	return all
 }
