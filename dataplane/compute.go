@@ -29,7 +29,7 @@ func Compute(in Input) (Plan, []Problem) {
 		Accounts:     accounts(shares),
 		Holds:        c.holds,
 		Counted:      counted(shares),
-		Guards:       guards(in.Guards),
+		Guards:       c.guards(),
 	}
 	slices.SortFunc(plan.Host.Holds, func(a, b Hold) int { return a.Pod.Compare(b.Pod) })
 	if c.stopsStrays() {
@@ -197,7 +197,9 @@ func accounts(shares []share) []Account {
 			i, at[s.source] = len(list), len(list)
 			list = append(list, Account{Source: s.source, Service: s.service.Key})
 		}
-		list[i].Primary = list[i].Primary || role == RolePrimary
+		if role == RolePrimary {
+			list[i].Epoch = max(list[i].Epoch, s.service.Epoch)
+		}
 	}
 	slices.SortFunc(list, func(a, b Account) int { return a.Source.Compare(b.Source) })
 	return list
@@ -213,11 +215,16 @@ func counted(shares []share) []string {
 	return slices.Compact(keys)
 }
 
-// guards joins those of the same address.
-func guards(all []Guard) []Guard {
+// guards joins those of the same address. An address that is a host's, or lies in the cluster's own
+// subnets, is left alone: with a guard the host could not be reached any more.
+func (c *computer) guards() []Guard {
 	byAddress := map[netip.Addr][]Port{}
-	for _, g := range all {
+	for _, g := range c.in.Guards {
 		a := g.Address.Unmap()
+		if _, isHost := slices.BinarySearchFunc(c.hosts, a, netip.Addr.Compare); isHost || contains(c.internal, a) {
+			c.problem(g.Service, "its LoadBalancer IP %s is an address of a node or of the cluster's own, and is not guarded", a)
+			continue
+		}
 		byAddress[a] = append(byAddress[a], g.Ports...)
 	}
 	var list []Guard

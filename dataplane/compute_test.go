@@ -327,7 +327,7 @@ func TestStrays(t *testing.T) {
 func TestPlanText(t *testing.T) {
 	s := service("ns/a", "172.19.0.100")
 	s.Endpoints = s.Endpoints[:4] // n1 and n2
-	s.Primary, s.Standby = "n1", "n2"
+	s.Primary, s.Standby, s.Epoch = "n1", "n2", 7
 	in := cluster()
 	in.Services = []dataplane.Service{s}
 	in.Guards = []dataplane.Guard{
@@ -356,20 +356,11 @@ internal fd97::/64
 internal fd98::/64
 `
 	shared := `address_set metallb_egress_internal_ip4 {10.96.0.0/16 10.244.0.0/16 100.64.0.0/16 100.88.0.0/16 169.254.0.0/17}
-address_set metallb_egress_internal_ip6 {fd00:10:96::/112 fd00:10:244::/48 fd69::/112 fd97::/64 fd98::/64}
 `
 	nodeSet := `address_set metallb_egress_nodes_ip4 {172.18.0.11 172.18.0.12 172.18.0.13}
 `
-	pods := `address_set metallb_egress_pods_ip4 {10.244.0.0/16}
-address_set metallb_egress_pods_ip6 {fd00:10:244::/48}
-`
 	exempt := `policy 111 "ip4.src == $metallb_egress_served_ip4 && ip4.dst == $metallb_egress_internal_ip4" allow
 policy 111 "ip4.src == $metallb_egress_served_ip4 && ip4.dst == $metallb_egress_nodes_ip4" allow pkt_mark=1008
-`
-	strays := `policy 6 "inport == \"rtots-nN\" && ip4.dst == $metallb_egress_internal_ip4" allow
-policy 6 "inport == \"rtots-nN\" && ip6.dst == $metallb_egress_internal_ip6" allow
-policy 5 "inport == \"rtots-nN\" && ip4.src == $metallb_egress_pods_ip4" reroute 10.244.N.2
-policy 5 "inport == \"rtots-nN\" && ip6.src == $metallb_egress_pods_ip6" reroute fd00:10:244:N::2
 `
 	translate := `translate 10.244.1.5 172.19.0.100
 translate 10.244.2.5 172.19.0.100
@@ -381,19 +372,21 @@ own_pods fd00:10:244:N::/64
 guard 172.19.0.100 tcp/80 udp/53
 `
 	want := map[string]string{
-		"n1": shared + nodeSet + pods + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
+		"n1": shared + nodeSet + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
 address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
 ` + exempt + `policy 110 "inport == \"rtots-n1\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
 policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
-` + strays + `source_route 10.244.0.0/16 10.244.1.2
-` + common + translate + "account 172.19.0.100 for ns/a primary\n" + stopped,
-		"n2": shared + nodeSet + pods + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
+source_route 10.244.0.0/16 10.244.1.2
+` + common + translate + "account 172.19.0.100 for ns/a epoch 7\n" + stopped,
+		"n2": shared + nodeSet + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
 address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
 ` + exempt + `policy 110 "inport == \"rtots-n2\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.2.2 for ns/a
 policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 100.88.0.2 for ns/a
-` + strays + `source_route 10.244.0.0/16 10.244.2.2
+source_route 10.244.0.0/16 10.244.2.2
 ` + common + translate + stopped,
-		"n3": shared + pods + strays + common + stopped,
+		"n3": "address_set metallb_egress_elsewhere_ip4 {10.244.1.5 10.244.2.5}\n" + shared + `policy 6 "inport == \"rtots-n3\" && ip4.dst == $metallb_egress_internal_ip4" allow
+policy 5 "inport == \"rtots-n3\" && ip4.src == $metallb_egress_elsewhere_ip4" reroute 10.244.3.2
+` + common + stopped,
 	}
 	for name, w := range want {
 		w = strings.ReplaceAll(w, "SUM", "09ac74bb56f19d2c7ed9313d323ae561")
@@ -401,6 +394,23 @@ policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 100.88.0.2 for n
 		if d := cmp.Diff(w, nodes[name].Plan.Dump()); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
 		}
+	}
+}
+
+// TestGuardOfAHost: an address that is a host's, or lies in the cluster, is not guarded: nobody would reach
+// the host any more.
+func TestGuardOfAHost(t *testing.T) {
+	in := cluster()
+	in.Node = "n1"
+	for _, a := range []string{"172.18.0.12", "10.96.0.1", "fc00:18::11", "172.19.0.100"} {
+		in.Guards = append(in.Guards, dataplane.Guard{Address: addr(a), Service: "ns/a"})
+	}
+	plan, problems := dataplane.Compute(in)
+	if d := cmp.Diff([]dataplane.Guard{{Address: addr("172.19.0.100")}}, plan.Host.Guards, byValue); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if len(problems) != 3 || problems[0].Service != "ns/a" || !strings.Contains(problems[1].Message, "172.18.0.12 is an address of a node") {
+		t.Errorf("problems %v", problems)
 	}
 }
 
@@ -505,8 +515,8 @@ func TestManyEndpointsTakeNoMorePolicies(t *testing.T) {
 	}
 	one, oneTranslations := count(1)
 	many, manyTranslations := count(10_000)
-	if one != many || one != 12 {
-		t.Errorf("%d policies for one endpoint, %d for 10,000, want 12", one, many)
+	if one != many || one != 8 {
+		t.Errorf("%d policies for one endpoint, %d for 10,000, want 8", one, many)
 	}
 	if oneTranslations != 2 || manyTranslations != 20_000 {
 		t.Errorf("%d and %d translations, want 2 and 20000", oneTranslations, manyTranslations)

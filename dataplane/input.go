@@ -86,6 +86,8 @@ type Service struct {
 	// Primary and Standby are node names, or empty.
 	Primary string
 	Standby string
+	// Epoch grows by one with every change of the primary.
+	Epoch int64
 	// FailClosed makes the pods' packets to the outside be dropped while there is neither a
 	// primary nor a standby. Otherwise the pods then leave as ordinary pods do.
 	FailClosed bool

@@ -35,10 +35,10 @@ const (
 	// PrioritySteer takes packets of a service's pods.
 	PrioritySteer = 109
 
-	// PriorityStrayExempt and PriorityStray are below everything of OVN-Kubernetes: what nobody
-	// else takes of other zones' pods goes to the host, but for destinations in the cluster.
+	// PriorityStrayExempt is below everything of OVN-Kubernetes: it leaves alone what arrives for
+	// destinations in the cluster.
 	PriorityStrayExempt = 6
-	// PriorityStray: see PriorityStrayExempt.
+	// PriorityStray takes what pods of services send here that this node does not translate for.
 	PriorityStray = 5
 
 	// PacketMarkNodeIP is OVN-Kubernetes' mark 0x3f0: flows of its external bridge give a packet

@@ -42,19 +42,31 @@ func (c *computer) ovnRows(f family, shares []share) OVN {
 	return rows
 }
 
-// strays sends what other zones' pods send to the outside by way of this node, and no other policy
-// takes, to the host, which translates or drops it. Where somebody else's source route gives such
-// packets a way to the gateway router, they would leave with the pod's address otherwise.
+// strays sends to the host, which translates or drops it, what pods of services that this node does
+// not translate for send to the outside by way of this node: their own node still takes it for the
+// primary. Where somebody else's source route gives arrivals a way to the gateway router, they would
+// leave with another address otherwise.
 func (c *computer) strays(f family) OVN {
 	nextHop := first(c.self.ManagementAddresses, f)
-	pods := onlyPrefixes(outermost(c.in.Cluster.PodSubnets), f)
-	if !nextHop.IsValid() || len(pods) == 0 {
+	var elsewhere []netip.Addr
+	for _, s := range c.in.Services {
+		if _, concerned := sourceOf(s, f); !concerned || s.Role.Translates() {
+			continue
+		}
+		for _, e := range s.Endpoints {
+			if a := e.Address.Unmap(); f.is(a) && e.Node != c.in.Node && c.owner[a] == s.Key {
+				elsewhere = append(elsewhere, a)
+			}
+		}
+	}
+	if !nextHop.IsValid() || len(elsewhere) == 0 {
 		return OVN{}
 	}
-	podSet, internal := sharedSet("pods", f, prefixStrings(pods)), c.internalSet(f)
+	slices.SortFunc(elsewhere, netip.Addr.Compare)
+	set, internal := sharedSet("elsewhere", f, addressStrings(slices.Compact(elsewhere))), c.internalSet(f)
 	arrival := fmt.Sprintf("inport == %q && ", TransitPort(c.in.Node))
 	return OVN{
-		AddressSets: []AddressSet{podSet, internal},
+		AddressSets: []AddressSet{set, internal},
 		Policies: []Policy{{
 			ID:       RowID{Row: "stray-exempt-" + f.name},
 			Priority: PriorityStrayExempt,
@@ -63,7 +75,7 @@ func (c *computer) strays(f family) OVN {
 		}, {
 			ID:       RowID{Row: "stray-" + f.name},
 			Priority: PriorityStray,
-			Match:    arrival + fmt.Sprintf("%s.src == $%s", f.name, podSet.Name),
+			Match:    arrival + fmt.Sprintf("%s.src == $%s", f.name, set.Name),
 			Action:   ActionReroute, NextHop: nextHop,
 		}},
 	}

@@ -89,8 +89,9 @@ type Host struct {
 	Holds []Hold
 	// Counted are the services that something is counted for, ordered.
 	Counted []string
-	// Pods are the cluster's pod subnets and OwnPods this node's. A packet from Pods that nobody
-	// has translated must not leave the node, unless it is from OwnPods. Both empty: it may.
+	// Pods are the cluster's pod subnets and OwnPods this node's. A packet from Pods that came by the
+	// management port and nobody has translated must not leave the node, unless it is from OwnPods.
+	// Both empty: it may.
 	Pods, OwnPods []netip.Prefix
 	// Guards, ordered by address.
 	Guards []Guard
@@ -106,8 +107,8 @@ type Translation struct {
 type Account struct {
 	Source  netip.Addr
 	Service string
-	// Primary is false on a node that was primary until just now.
-	Primary bool
+	// Epoch is the assignment's on its primary, and 0 on a node that was primary until just now.
+	Epoch int64
 }
 
 // Hold drops what a pod sends to the outside, and counts it for the service.
@@ -120,6 +121,8 @@ type Hold struct {
 // Service.
 type Guard struct {
 	Address netip.Addr
+	// Service is the key of an egress service with this address; in a plan it is empty.
+	Service string
 	// Ports are of all Services with this address, ordered, without duplicates.
 	Ports []Port
 }
@@ -180,8 +183,8 @@ func (p Plan) Dump() string {
 	}
 	for _, a := range p.Host.Accounts {
 		fmt.Fprintf(&b, "account %s for %s", a.Source, a.Service)
-		if a.Primary {
-			b.WriteString(" primary")
+		if a.Epoch != 0 {
+			fmt.Fprintf(&b, " epoch %d", a.Epoch)
 		}
 		b.WriteByte('\n')
 	}

@@ -207,11 +207,13 @@ func (s *Speaker) facts(ctx context.Context) (dataplane.Input, []string, error) 
 // guards are the LoadBalancer IPs of all EgressServices of the LoadBalancerIP kind, assigned or not,
 // each with the ports of all Services that have it, of whatever namespace.
 func (s *Speaker) guards(ctx context.Context, all []*followed) ([]dataplane.Guard, error) {
-	ports := map[netip.Addr][]dataplane.Port{}
+	ports, owner := map[netip.Addr][]dataplane.Port{}, map[netip.Addr]string{}
 	for _, f := range all {
 		if f.exclusive() {
 			for _, address := range slices.Concat(f.sourceIPs(), f.loadBalancerIPs()) {
-				ports[address] = nil
+				if ports[address] = nil; owner[address] == "" {
+					owner[address] = f.key.String()
+				}
 			}
 		}
 	}
@@ -232,7 +234,7 @@ func (s *Speaker) guards(ctx context.Context, all []*followed) ([]dataplane.Guar
 	}
 	var guards []dataplane.Guard
 	for address, of := range ports {
-		guards = append(guards, dataplane.Guard{Address: address, Ports: of})
+		guards = append(guards, dataplane.Guard{Address: address, Service: owner[address], Ports: of})
 	}
 	return guards, nil
 }
@@ -299,7 +301,7 @@ func (s *Speaker) previous(all []*followed) (map[types.NamespacedName]bool, time
 func planned(f *followed, role v1alpha1.Role, endpoints []endpoint) dataplane.Service {
 	service := dataplane.Service{Key: f.key.String(), FailClosed: f.closed(), SourceIPs: f.sourceIPs()}
 	if f.assignment != nil {
-		service.Primary, service.Standby = f.assignment.Spec.Primary, f.assignment.Spec.Standby
+		service.Primary, service.Standby, service.Epoch = f.assignment.Spec.Primary, f.assignment.Spec.Standby, f.assignment.Spec.Epoch
 	}
 	switch role {
 	case v1alpha1.RolePrimary:

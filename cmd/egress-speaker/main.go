@@ -80,7 +80,7 @@ func main() {
 	flag.Var(&o.transit, "transit-switch-subnets", "`prefixes` of OVN-Kubernetes' transit switch")
 	flag.Var(&o.masquerade, "masquerade-subnets", "`prefixes` of OVN-Kubernetes' masquerade addresses")
 	flag.BoolVar(&o.perService, "metrics-per-service", true, "serve series for each EgressService that this node has something to do for")
-	flag.BoolVar(&o.dropStrays, "drop-strays", true, "drop what pods of other nodes send to the outside through this node if it has no LoadBalancer IP; false where OVN-Kubernetes' EgressIP uses secondary networks")
+	flag.BoolVar(&o.dropStrays, "drop-strays", true, "drop what comes in by the management port from pods of other nodes and would leave without a LoadBalancer IP")
 	flag.Parse()
 	err := o.RedirectLibraries()
 	if err == nil {

@@ -4,6 +4,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -46,7 +47,7 @@ const (
 type (
 	translator interface {
 		Relist()
-		Add(ctx context.Context, want dataplane.Host) (nft.Added, error)
+		Add(ctx context.Context, want dataplane.Host) (int, error)
 		Remove(ctx context.Context, want dataplane.Host) ([]dataplane.Translation, error)
 		Forget(ctx context.Context, ended []dataplane.Translation) error
 		Uninstall(ctx context.Context) ([]dataplane.Translation, error)
@@ -63,7 +64,7 @@ type (
 	connections interface {
 		End(pairs []dataplane.Translation) (uint, error)
 		EndStrays(addresses []netip.Addr) (uint, error)
-		Loosen(sources []netip.Addr) (uint, error)
+		Loosen(pods []netip.Addr, internal []netip.Prefix) (uint, error)
 		Close()
 	}
 )
@@ -80,8 +81,10 @@ type node struct {
 	nft       translator
 	conntrack connections
 	listed    time.Time
-	// primary are the LoadBalancer IPs that the node was primary of by the plan applied last.
-	primary map[netip.Addr]bool
+	// cleared are the guarded addresses whose strays have been ended, and loosened the epochs as whose
+	// primary the node has loosened what it remembers of a LoadBalancer IP's connections.
+	cleared  map[netip.Addr]bool
+	loosened map[netip.Addr]int64
 }
 
 // Survived says whether an earlier program's nftables table is in the kernel: then the node has not
@@ -157,18 +160,17 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 	if err != nil {
 		return 0, err
 	}
-	if added.Elements > 0 {
-		level.Debug(n.logger).Log("event", "nftablesCommitted", "msg", "committed to nftables", "elements", added.Elements)
+	if added > 0 {
+		level.Debug(n.logger).Log("event", "nftablesCommitted", "msg", "committed to nftables", "elements", added)
 	}
-	if err := n.endStrays(added.Guarded); err != nil {
-		return 0, err
-	}
-	if err := n.loosen(plan.Host.Accounts); err != nil {
-		return 0, err
-	}
+	// Before OVN sends packets here; but a failure must not keep it from that.
+	tidied := errors.Join(n.endStrays(plan.Host.Guards), n.loosen(plan.Host))
 	sequence, err := n.ovn.Apply(ctx, plan.OVN)
 	if err != nil {
 		return 0, err
+	}
+	if tidied != nil {
+		return 0, tidied
 	}
 	// The bridge's report fires Changed, and the caller comes back.
 	if n.ovn.Installed() < sequence {
@@ -214,35 +216,49 @@ func (n *node) end(leaving []dataplane.Translation) error {
 	return nil
 }
 
-// endStrays: where it fails it is not tried again, and such entries age.
-func (n *node) endStrays(guarded []netip.Addr) error {
-	if len(guarded) == 0 {
-		return nil
-	}
-	ended, err := n.conntrack.EndStrays(guarded)
-	n.ended.Add(uint64(ended))
-	return err
-}
-
-// loosen comes before OVN sends packets here: what the node remembers of connections of an earlier time
-// as primary is out of date, and their packets would be invalid.
-func (n *node) loosen(accounts []dataplane.Account) error {
-	primary := map[netip.Addr]bool{}
-	var promoted []netip.Addr
-	for _, a := range accounts {
-		if a.Primary {
-			primary[a.Source] = true
-			if !n.primary[a.Source] {
-				promoted = append(promoted, a.Source)
-			}
+// endStrays ends, once for each address that is guarded, what came to it before.
+func (n *node) endStrays(guards []dataplane.Guard) error {
+	guarded := map[netip.Addr]bool{}
+	var fresh []netip.Addr
+	for _, g := range guards {
+		guarded[g.Address] = true
+		if !n.cleared[g.Address] {
+			fresh = append(fresh, g.Address)
 		}
 	}
-	if len(promoted) > 0 {
-		if _, err := n.conntrack.Loosen(promoted); err != nil {
+	if len(fresh) > 0 {
+		ended, err := n.conntrack.EndStrays(fresh)
+		n.ended.Add(uint64(ended))
+		if err != nil {
 			return err
 		}
 	}
-	n.primary = primary
+	n.cleared = guarded
+	return nil
+}
+
+// loosen lets go on, once for each time that the node becomes primary, the connections of earlier times
+// as primary: what the node remembers of them is out of date, and their packets would be invalid.
+func (n *node) loosen(plan dataplane.Host) error {
+	epochs, promoted := map[netip.Addr]int64{}, map[netip.Addr]bool{}
+	for _, a := range plan.Accounts {
+		if a.Epoch != 0 {
+			epochs[a.Source] = a.Epoch
+			promoted[a.Source] = n.loosened[a.Source] != a.Epoch
+		}
+	}
+	var pods []netip.Addr
+	for _, t := range plan.Translations {
+		if promoted[t.Source] {
+			pods = append(pods, t.Pod)
+		}
+	}
+	if len(pods) > 0 {
+		if _, err := n.conntrack.Loosen(pods, plan.Internal); err != nil {
+			return err
+		}
+	}
+	n.loosened = epochs
 	return nil
 }
 

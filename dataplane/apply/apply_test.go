@@ -13,7 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metallb-egress/metallb-egress/dataplane"
-	"github.com/metallb-egress/metallb-egress/dataplane/nft"
 )
 
 var errBroken = errors.New("broken")
@@ -23,7 +22,6 @@ type parts struct {
 	calls     []string
 	fail      string
 	leaving   []dataplane.Translation
-	guarded   []netip.Addr
 	sequence  dataplane.Sequence
 	installed dataplane.Sequence
 }
@@ -43,8 +41,8 @@ type (
 )
 
 func (f fakeTranslator) Relist() { _ = f.call("relist") }
-func (f fakeTranslator) Add(context.Context, dataplane.Host) (nft.Added, error) {
-	return nft.Added{Elements: 1, Guarded: f.guarded}, f.call("nft add")
+func (f fakeTranslator) Add(context.Context, dataplane.Host) (int, error) {
+	return 1, f.call("nft add")
 }
 func (f fakeTranslator) Remove(context.Context, dataplane.Host) ([]dataplane.Translation, error) {
 	return f.leaving, f.call("nft remove")
@@ -72,7 +70,7 @@ func (f fakeConnections) End([]dataplane.Translation) (uint, error) {
 func (f fakeConnections) EndStrays([]netip.Addr) (uint, error) {
 	return 5, f.call("conntrack strays")
 }
-func (f fakeConnections) Loosen([]netip.Addr) (uint, error) {
+func (f fakeConnections) Loosen([]netip.Addr, []netip.Prefix) (uint, error) {
 	return 1, f.call("conntrack loosen")
 }
 func (f fakeConnections) Close() {}
@@ -106,10 +104,6 @@ func TestOrder(t *testing.T) {
 			calls: []string{"nft add", "ovn", "nft remove", "nft forget"},
 		},
 		{
-			name: "an address is guarded", parts: parts{sequence: 5, installed: 4, guarded: make([]netip.Addr, 1)}, want: 5,
-			calls: []string{"nft add", "conntrack strays", "ovn"},
-		},
-		{
 			name: "nftables fails", parts: parts{sequence: 5, installed: 5, fail: "nft add"}, fails: true,
 			calls: []string{"nft add"},
 		},
@@ -137,8 +131,9 @@ func TestOrder(t *testing.T) {
 }
 
 func TestCounters(t *testing.T) {
-	n := nodeOf(&parts{guarded: make([]netip.Addr, 1), leaving: make([]dataplane.Translation, 1)})
-	if _, err := n.Apply(context.Background(), dataplane.Plan{}); err != nil {
+	n := nodeOf(&parts{leaving: make([]dataplane.Translation, 1)})
+	plan := dataplane.Plan{Host: dataplane.Host{Guards: make([]dataplane.Guard, 1)}}
+	if _, err := n.Apply(context.Background(), plan); err != nil {
 		t.Fatal(err)
 	}
 	got, err := n.Counters(context.Background())
@@ -151,33 +146,42 @@ func TestCounters(t *testing.T) {
 	}
 }
 
-// TestPromotion: whenever the node becomes primary, and at its start, what it remembers of connections
-// is loosened before OVN sends packets here; again after a failure.
-func TestPromotion(t *testing.T) {
+// TestTidied: strays of an address are ended once, when it comes to be guarded; whenever the node becomes
+// primary, what it remembers of connections is loosened; both at the start of the program, before OVN
+// sends packets here, and again after a failure, which keeps OVN from nothing.
+func TestTidied(t *testing.T) {
 	p := parts{sequence: 5, installed: 4}
 	n := nodeOf(&p)
-	as := func(primary bool) dataplane.Plan {
-		return dataplane.Plan{Host: dataplane.Host{Accounts: []dataplane.Account{{Source: netip.MustParseAddr("172.19.0.100"), Primary: primary}}}}
+	address, pod := netip.MustParseAddr("172.19.0.100"), netip.MustParseAddr("10.244.1.5")
+	as := func(epoch int64) dataplane.Plan {
+		return dataplane.Plan{Host: dataplane.Host{
+			Translations: []dataplane.Translation{{Pod: pod, Source: address}},
+			Accounts:     []dataplane.Account{{Source: address, Epoch: epoch}},
+			Guards:       []dataplane.Guard{{Address: address}},
+		}}
 	}
 	for _, step := range []struct {
+		what  string
 		plan  dataplane.Plan
 		fail  string
 		calls []string
 	}{
-		{as(true), "conntrack loosen", []string{"nft add", "conntrack loosen"}},
-		{as(true), "", []string{"nft add", "conntrack loosen", "ovn"}},
-		{as(true), "", []string{"nft add", "ovn"}},
-		{as(false), "", []string{"nft add", "ovn"}},
-		{as(true), "", []string{"nft add", "conntrack loosen", "ovn"}},
-		{dataplane.Plan{}, "", []string{"nft add", "ovn"}},
-		{as(true), "", []string{"nft add", "conntrack loosen", "ovn"}},
+		{"ending strays fails", as(1), "conntrack strays", []string{"nft add", "conntrack strays", "conntrack loosen", "ovn"}},
+		{"loosening fails", as(2), "conntrack loosen", []string{"nft add", "conntrack strays", "conntrack loosen", "ovn"}},
+		{"again", as(2), "", []string{"nft add", "conntrack loosen", "ovn"}},
+		{"nothing new", as(2), "", []string{"nft add", "ovn"}},
+		{"primary until just now", as(0), "", []string{"nft add", "ovn"}},
+		{"primary again", as(4), "", []string{"nft add", "conntrack loosen", "ovn"}},
+		{"another was primary meanwhile, unseen", as(6), "", []string{"nft add", "conntrack loosen", "ovn"}},
+		{"nothing", dataplane.Plan{}, "", []string{"nft add", "ovn"}},
+		{"guarded and primary once more", as(8), "", []string{"nft add", "conntrack strays", "conntrack loosen", "ovn"}},
 	} {
 		p.calls, p.fail = nil, step.fail
 		if _, err := n.Apply(context.Background(), step.plan); (err != nil) != (step.fail != "") {
-			t.Fatal(err)
+			t.Fatalf("%s: %v", step.what, err)
 		}
 		if d := cmp.Diff(step.calls, p.calls); d != "" {
-			t.Errorf("calls (-want +got):\n%s", d)
+			t.Errorf("%s: calls (-want +got):\n%s", step.what, d)
 		}
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/metallb-egress/metallb-egress/dataplane"
-	"github.com/metallb-egress/metallb-egress/dataplane/nft"
 )
 
 var errCrash = errors.New("crash")
@@ -44,7 +43,7 @@ type (
 	}
 )
 
-func (c crashingTranslator) Add(ctx context.Context, want dataplane.Host) (nft.Added, error) {
+func (c crashingTranslator) Add(ctx context.Context, want dataplane.Host) (int, error) {
 	added, err := c.translator.Add(ctx, want)
 	return added, c.after("nft add", err)
 }

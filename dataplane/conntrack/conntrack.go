@@ -118,8 +118,8 @@ type ended map[dataplane.Translation]bool
 // replies to it go to the source that it was given.
 func (e ended) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	pod, source := address(flow.Forward.SrcIP), address(flow.Reverse.DstIP)
-	if pod == source {
-		return false // not translated
+	if pod == source || flow.Zone != 0 {
+		return false // not translated, or Open vSwitch's
 	}
 	everyPod := netip.IPv4Unspecified()
 	if source.Is6() {
@@ -134,7 +134,7 @@ type strays map[netip.Addr]bool
 // MatchConntrackFlow is for netlink: replies come from where the first packet went.
 func (s strays) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	to := address(flow.Forward.DstIP)
-	return s[to] && address(flow.Reverse.SrcIP) == to
+	return s[to] && address(flow.Reverse.SrcIP) == to && flow.Zone == 0
 }
 
 func address(ip net.IP) netip.Addr {

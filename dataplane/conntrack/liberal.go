@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -16,18 +17,19 @@ import (
 // the window is not invalid.
 const tcpBeLiberal = 0x08
 
-// Loosen has the entries of TCP connections that carry one of these sources let pass what is outside of
-// the window that they know, and returns their number. A node that a service comes back to has seen
-// nothing of them in the meantime. Entries that a node makes in the middle of a connection are such from
-// the beginning.
-func (c *Cleaner) Loosen(sources []netip.Addr) (uint, error) {
+// Loosen has the entries of TCP connections that these pods have opened to the outside, in every zone,
+// let pass what is outside of the window that they know, and returns their number. A node that a service
+// comes back to has seen nothing of them in the meantime; nor has Open vSwitch, where the way to the
+// management port passes its connection tracking. Entries that are made in the middle of a connection
+// are such from the beginning.
+func (c *Cleaner) Loosen(pods []netip.Addr, internal []netip.Prefix) (uint, error) {
 	byFamily := map[netlink.InetFamily]map[netip.Addr]bool{}
-	for _, source := range sources {
-		family := familyOf(source)
+	for _, pod := range pods {
+		family := familyOf(pod)
 		if byFamily[family] == nil {
 			byFamily[family] = map[netip.Addr]bool{}
 		}
-		byFamily[family][source] = true
+		byFamily[family][pod] = true
 	}
 	var total uint
 	for family, wanted := range byFamily {
@@ -36,7 +38,9 @@ func (c *Cleaner) Loosen(sources []netip.Addr) (uint, error) {
 			return total, err
 		}
 		for _, flow := range flows {
-			if flow.Forward.Protocol != unix.IPPROTO_TCP || !wanted[address(flow.Reverse.DstIP)] || flow.Forward.SrcIP.Equal(flow.Reverse.DstIP) {
+			to := address(flow.Forward.DstIP)
+			if flow.Forward.Protocol != unix.IPPROTO_TCP || !wanted[address(flow.Forward.SrcIP)] ||
+				slices.ContainsFunc(internal, func(p netip.Prefix) bool { return p.Contains(to) }) {
 				continue
 			}
 			// One that has ended meanwhile needs nothing.
@@ -68,6 +72,9 @@ func (c *Cleaner) loosen(family netlink.InetFamily, flow *netlink.ConntrackFlow)
 	request.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: c.socket}}
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(family), Version: nl.NFNETLINK_V0})
 	request.AddData(tuple(flow.Forward))
+	if flow.Zone != 0 {
+		request.AddData(nl.NewRtAttr(nl.CTA_ZONE, nl.BEUint16Attr(flow.Zone)))
+	}
 	flags := []byte{tcpBeLiberal, tcpBeLiberal} // flags and their mask
 	info := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_PROTOINFO, nil)
 	tcp := info.AddRtAttr(unix.NLA_F_NESTED|nl.CTA_PROTOINFO_TCP, nil)

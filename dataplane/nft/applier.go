@@ -44,21 +44,12 @@ func (a *Applier) Relist() {
 // Drift is how often the table was not as it had been left.
 func (a *Applier) Drift() uint64 { return a.drift.Load() }
 
-// Added is what Add has done.
-type Added struct {
-	// Elements is how many were written, counting the table's rules as one.
-	Elements int
-	// Guarded are the addresses that are guarded now and were not before.
-	Guarded []netip.Addr
-}
-
 // Add brings in what the plan wants: the table itself, elements of all sets, and new values of those
-// that have another one. It takes out what the plan lacks, but for translations, accounts and holds.
-func (a *Applier) Add(ctx context.Context, want dataplane.Host) (Added, error) {
+// that have another one. It takes out what the plan lacks, but for translations, accounts and holds. It
+// returns the number of elements written, counting the table's rules as one.
+func (a *Applier) Add(ctx context.Context, want dataplane.Host) (int, error) {
 	target := wanted(want)
-	var added Added
-	written, err := a.change(ctx, func(c *contents, tx *changes) {
-		added.Guarded = nil
+	return a.change(ctx, func(c *contents, tx *changes) {
 		if !c.base || !a.based {
 			tx.addBase()
 		}
@@ -71,10 +62,7 @@ func (a *Applier) Add(ctx context.Context, want dataplane.Host) (Added, error) {
 			}
 			tx.addElements(s, target.sets[s.name])
 		}
-		added.Guarded = tx.guarded
 	})
-	added.Elements = written
-	return added, err
 }
 
 // Remove takes translations, accounts and holds that the plan lacks out of the maps, and returns all
@@ -226,7 +214,6 @@ type changes struct {
 	tx      *knftables.Transaction
 	written int
 	based   bool
-	guarded []netip.Addr // added to a set guarded
 }
 
 func (c *changes) addBase() {
@@ -305,7 +292,7 @@ func (c *changes) remove(s set, key string) {
 	}
 }
 
-// came takes back what was noted when an element went, and notes addresses that are guarded now.
+// came takes back what was noted when an element went.
 func (c *changes) came(s set, key, value string) {
 	for _, n := range []names{names4(), names6()} {
 		switch s.name {
@@ -313,10 +300,6 @@ func (c *changes) came(s set, key, value string) {
 			c.unleave(n, key+separator+value)
 		case n.accounts.name:
 			c.unleave(n, unspecified(n)+separator+key)
-		case n.guarded.name:
-			if address, err := netip.ParseAddr(key); err == nil {
-				c.guarded = append(c.guarded, address)
-			}
 		}
 	}
 }

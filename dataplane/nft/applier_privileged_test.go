@@ -56,7 +56,7 @@ func sync(t *testing.T, a *Applier, want dataplane.Host) int {
 	if err := a.Forget(ctx, leaving); err != nil {
 		t.Errorf("Forget: %v", err)
 	}
-	return added.Elements + len(leaving)
+	return added + len(leaving)
 }
 
 func wantContents(t *testing.T, nft knftables.Interface, want dataplane.Host) {

@@ -120,8 +120,8 @@ func TestSteps(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			a, fake := fakeWith(t, full)
 			added, err := a.Add(ctx, test.next)
-			if err != nil || added.Elements != test.added {
-				t.Errorf("Add wrote %d elements, %v, want %d", added.Elements, err, test.added)
+			if err != nil || added != test.added {
+				t.Errorf("Add wrote %d elements, %v, want %d", added, err, test.added)
 			}
 			if d := cmp.Diff(test.snat, elementsOf(t, fake, "map", "snat4")); d != "" {
 				t.Errorf("after Add (-want +got):\n%s", d)

@@ -41,6 +41,12 @@ func TestPackets(t *testing.T) {
 		{"taken over, outside first", 2, func(t *testing.T, w *world, a addresses) {
 			packetsTakenOver(t, w, a, (*world).routeLB, (*world).routePods)
 		}},
+		{"back soon, pods first", 2, func(t *testing.T, w *world, a addresses) {
+			packetsBackSoon(t, w, a, (*world).routePods, (*world).routeLB)
+		}},
+		{"back soon, outside first", 2, func(t *testing.T, w *world, a addresses) {
+			packetsBackSoon(t, w, a, (*world).routeLB, (*world).routePods)
+		}},
 		{"removed", 1, packetsRemoved},
 		{"guarded later", 1, packetsGuardedLater},
 	}

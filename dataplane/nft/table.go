@@ -162,6 +162,8 @@ func rules() []*knftables.Rule {
 	both(func(n names) {
 		add(chainLeave, n.protocol+" translated", "ct direction original counter name", n.protocol, "saddr map @"+n.accounts.name)
 	})
+	// What comes from elsewhere, other tunnels for example, is not ours to judge.
+	add(chainLeave, "not from the pod network", "iifname !=", managementPort, "return")
 	add(chainLeave, "to the pod network", "oifname", managementPort, "return")
 	both(func(n names) {
 		add(chainLeave, n.protocol+" inside the cluster", n.protocol, "daddr @"+n.internal.name, "return")
@@ -234,8 +236,11 @@ func canonical(part string) string {
 	if a, err := netip.ParseAddr(part); err == nil {
 		return a.String()
 	}
-	if p, err := netip.ParsePrefix(part); err == nil && p.IsSingleIP() {
-		return p.Addr().String()
+	if p, err := netip.ParsePrefix(part); err == nil {
+		if p.IsSingleIP() {
+			return p.Addr().String()
+		}
+		return p.String()
 	}
 	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
 		if part == p.String() {

@@ -5,6 +5,7 @@
 package ovn
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/metallb-egress/metallb-egress/dataplane"
@@ -67,6 +68,27 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 				t.Errorf("sequence %d after %d", again, seq)
 			}
 			z.wantRows(t, want)
+		})
+	}
+}
+
+// TestEveryMarkIsSeen: a policy that lost its mark is seen whatever it is for, and taken away with the rest.
+func TestEveryMarkIsSeen(t *testing.T) {
+	z := newZone(t)
+	primary := plan(nil)
+	elsewhere := plan(func(s *dataplane.Service) { s.Role, s.Primary = dataplane.RoleNone, "n2" })
+	for _, want := range []dataplane.OVN{primary, elsewhere} {
+		z.apply(t, want)
+		for range want.Policies {
+			uuid := strings.Fields(z.nb.Control(t, "--bare", "--columns=_uuid", "find", tablePolicy, "external_ids:metallb-egress=egress-speaker"))[0]
+			z.nb.Control(t, "clear", "Logical_Router_Policy", uuid, "external_ids")
+			z.drain()
+			z.apply(t, want)
+		}
+		z.nb.Control(t, "clear", "Logical_Router_Policy", strings.Fields(z.nb.Control(t, "--bare", "--columns=_uuid", "find", tablePolicy, "external_ids:metallb-egress=egress-speaker"))[0], "external_ids")
+		testbed.Eventually(t, "nothing of ours is left", func() bool {
+			z.apply(t, dataplane.OVN{})
+			return !strings.Contains(z.nb.Control(t, "list", tablePolicy), dataplane.AddressSetPrefix)
 		})
 	}
 }

@@ -143,6 +143,8 @@ func northboundTables() []client.TableMonitor {
 				ovsdb.NewCondition("priority", ovsdb.ConditionEqual, dataplane.PriorityExempt),
 				ovsdb.NewCondition("priority", ovsdb.ConditionEqual, dataplane.PriorityArrival),
 				ovsdb.NewCondition("priority", ovsdb.ConditionEqual, dataplane.PrioritySteer),
+				ovsdb.NewCondition("priority", ovsdb.ConditionEqual, dataplane.PriorityStrayExempt),
+				ovsdb.NewCondition("priority", ovsdb.ConditionEqual, dataplane.PriorityStray),
 			},
 		},
 		{

@@ -135,27 +135,32 @@ func TestTrace(t *testing.T) {
 }
 
 // TestTraceStrays: where somebody else's source route gives arrivals a way out past the host, as
-// OVN-Kubernetes' to the gateway router does for EgressIP, an endpoint that this node does not know
-// of goes to the host all the same.
+// OVN-Kubernetes' to the gateway router does for EgressIP, an endpoint that its own node sends here by
+// mistake goes to the host all the same, and nobody else's pod does.
 func TestTraceStrays(t *testing.T) {
-	const outside = "198.51.100.7"
+	const outside, endpoint, ordinary = "198.51.100.7", "10.244.2.5", "10.244.2.77"
 	z, sb := newTracedZone(t)
 	z.nb.Control(t, "--policy=src-ip", "lr-route-add", dataplane.ClusterRouter, "10.244.0.0/16", "10.244.1.9")
 	for _, step := range []struct {
-		want            dataplane.OVN
-		stray, toOurPod string
+		name  string
+		want  dataplane.OVN
+		stray string
 	}{
-		{dataplane.OVN{}, "other", "other"},
-		{plan(asStandby), "k8s-n1", "other"},
-		{plan(func(s *dataplane.Service) { s.Role, s.Primary = dataplane.RoleNone, "n2" }), "k8s-n1", "other"},
+		{"no service", dataplane.OVN{}, "other"},
+		{"standby", plan(asStandby), "k8s-n1"},
+		{"endpoints only", plan(func(s *dataplane.Service) { s.Role, s.Primary = dataplane.RoleNone, "n2" }), "k8s-n1"},
 	} {
 		z.apply(t, step.want)
 		z.nb.Control(t, "--wait=sb", "sync")
-		if got := trace(t, sb, "tstor-n2", "10.244.2.77", outside); got != step.stray {
-			t.Errorf("a stray leaves by %s, want %s", got, step.stray)
-		}
-		if got := trace(t, sb, "tstor-n2", "10.244.2.77", "10.244.1.9"); got != step.toOurPod {
-			t.Errorf("to a pod it leaves by %s, want %s", got, step.toOurPod)
+		for _, p := range []struct{ src, dst, want string }{
+			{endpoint, outside, step.stray},
+			{endpoint, "10.244.1.9", "other"},
+			{ordinary, outside, "other"},
+			{ordinary, "10.244.1.9", "other"},
+		} {
+			if got := trace(t, sb, "tstor-n2", p.src, p.dst); got != p.want {
+				t.Errorf("%s: %s > %s leaves by %s, want %s", step.name, p.src, p.dst, got, p.want)
+			}
 		}
 	}
 }

@@ -58,6 +58,9 @@ func buildZone(ctx context.Context, n Node, all []Node) error {
 	if err := n.openExternalBridge(ctx); err != nil {
 		return err
 	}
+	if err := n.trustSequenceNumbers(ctx); err != nil {
+		return err
+	}
 	return n.knowTunnelPeers(ctx, all)
 }
 
