@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -49,7 +48,7 @@ func (a *Applier) Drift() uint64 { return a.drift.Load() }
 // returns the number of elements written, counting the table's rules as one.
 func (a *Applier) Add(ctx context.Context, want dataplane.Host) (int, error) {
 	target := wanted(want)
-	return a.change(ctx, func(c *contents, tx *changes) {
+	add := func(c *contents, tx *changes) {
 		if !c.base || !a.based {
 			tx.addBase()
 		}
@@ -62,7 +61,39 @@ func (a *Applier) Add(ctx context.Context, want dataplane.Host) (int, error) {
 			}
 			tx.addElements(s, target.sets[s.name])
 		}
-	})
+	}
+	written, err := a.change(ctx, add)
+	if err == nil || ctx.Err() != nil {
+		return written, err
+	}
+	if again, rebuildErr := a.rebuild(ctx, add); rebuildErr == nil {
+		return again, nil
+	}
+	return 0, err
+}
+
+// rebuild replaces the whole table in one transaction: it holds something that can't be changed in
+// place, such as a set of another type or a chain with another priority, which another version of this
+// program or somebody else has made. What is leaving is kept.
+func (a *Applier) rebuild(ctx context.Context, add func(*contents, *changes)) (int, error) {
+	empty := wanted(dataplane.Host{})
+	empty.base = false
+	tx := &changes{tx: a.nft.NewTransaction(), contents: &empty}
+	tx.tx.Add(&knftables.Table{})
+	tx.tx.Delete(&knftables.Table{})
+	add(&empty, tx)
+	if old, err := list(ctx, a.nft); err == nil {
+		for _, t := range old.leaving() {
+			tx.tx.Add(element(of(t.Pod).leaving, pairKey(t), ""))
+			empty.sets[of(t.Pod).leaving.name][pairKey(t)] = ""
+		}
+	}
+	if err := a.nft.Run(ctx, tx.tx); err != nil {
+		return 0, fmt.Errorf("table %s: %w", Table, err)
+	}
+	a.drift.Add(1)
+	empty.base, a.known, a.based = true, &empty, true
+	return tx.written, nil
 }
 
 // Remove takes translations, accounts and holds that the plan lacks out of the maps, and returns all
@@ -107,12 +138,12 @@ func (a *Applier) Uninstall(ctx context.Context) ([]dataplane.Translation, error
 	if err := a.nft.Run(ctx, tx); err != nil {
 		return nil, fmt.Errorf("delete table %s: %w", Table, err)
 	}
-	for _, n := range []names{names4(), names6()} {
-		for pod, source := range c.sets[n.snat.name] {
-			c.sets[n.leaving.name][key(pod, source)] = ""
+	for _, s := range sets() {
+		if s.pair == nil {
+			continue
 		}
-		for source := range c.sets[n.accounts.name] {
-			c.sets[n.leaving.name][key(unspecified(n), source)] = ""
+		for key, value := range c.sets[s.name] {
+			c.sets[s.leaving][s.pair(key, value)] = ""
 		}
 	}
 	return c.leaving(), nil
@@ -264,7 +295,9 @@ func (c *changes) addElements(s set, want elements) {
 		c.tx.Add(element(s, key, want[key]))
 		have[key] = want[key]
 		c.written++
-		c.came(s, key, want[key])
+		if s.pair != nil {
+			c.stay(s.leaving, s.pair(key, want[key]))
+		}
 	}
 }
 
@@ -282,51 +315,28 @@ func (c *changes) remove(s set, key string) {
 	c.tx.Delete(element(s, key, value))
 	delete(c.sets[s.name], key)
 	c.written++
-	for _, n := range []names{names4(), names6()} {
-		switch s.name {
-		case n.snat.name:
-			c.leave(n, key+separator+value)
-		case n.accounts.name:
-			c.leave(n, unspecified(n)+separator+key)
-		}
-	}
-}
-
-// came takes back what was noted when an element went.
-func (c *changes) came(s set, key, value string) {
-	for _, n := range []names{names4(), names6()} {
-		switch s.name {
-		case n.snat.name:
-			c.unleave(n, key+separator+value)
-		case n.accounts.name:
-			c.unleave(n, unspecified(n)+separator+key)
-		}
-	}
-}
-
-// unspecified stands for all pods.
-func unspecified(n names) string {
-	if n.protocol == names4().protocol {
-		return netip.IPv4Unspecified().String()
-	}
-	return netip.IPv6Unspecified().String()
-}
-
-func (c *changes) leave(n names, pair string) {
-	if _, there := c.sets[n.leaving.name][pair]; there {
+	if s.pair == nil {
 		return
 	}
-	c.tx.Add(element(n.leaving, pair, ""))
-	c.sets[n.leaving.name][pair] = ""
-	c.written++
-}
-
-func (c *changes) unleave(n names, pair string) {
-	if _, there := c.sets[n.leaving.name][pair]; there {
-		c.tx.Delete(element(n.leaving, pair, ""))
-		delete(c.sets[n.leaving.name], pair)
+	if pair := s.pair(key, value); !has(c.sets[s.leaving], pair) {
+		c.tx.Add(&knftables.Element{Set: s.leaving, Key: strings.Split(pair, separator)})
+		c.sets[s.leaving][pair] = ""
 		c.written++
 	}
 }
 
-func (c *changes) forget(t dataplane.Translation) { c.unleave(of(t.Pod), pairKey(t)) }
+// stay takes back what was noted of a pair.
+func (c *changes) stay(leaving, pair string) {
+	if has(c.sets[leaving], pair) {
+		c.tx.Delete(&knftables.Element{Set: leaving, Key: strings.Split(pair, separator)})
+		delete(c.sets[leaving], pair)
+		c.written++
+	}
+}
+
+func has(e elements, key string) bool {
+	_, there := e[key]
+	return there
+}
+
+func (c *changes) forget(t dataplane.Translation) { c.stay(of(t.Pod).leaving.name, pairKey(t)) }

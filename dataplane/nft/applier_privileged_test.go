@@ -153,6 +153,38 @@ func TestRealDriftIsRepaired(t *testing.T) {
 	})
 }
 
+// TestOtherTypes: a table in which something of ours has another type, as another version or somebody else may
+// leave it, is replaced; what is leaving is kept.
+func TestOtherTypes(t *testing.T) {
+	for _, other := range []string{
+		"set snat4 { type ipv4_addr; }",
+		"map holds4 { type ipv4_addr : verdict; flags interval; }",
+		"set ports4 { type ipv4_addr . inet_service; elements = { 172.19.0.100 . 80 }; }",
+		"chain postrouting { type nat hook postrouting priority 10; }",
+		"chain guard { type filter hook input priority 0; }",
+	} {
+		inNamespace(t, func(nft knftables.Interface, run func(string) string) {
+			run("table inet metallb-egress { set leaving4 { type ipv4_addr . ipv4_addr; elements = { 10.244.9.9 . 172.19.0.100 }; }; " + other + "; }")
+			a := New(nft)
+			if _, err := a.Add(context.Background(), host()); err != nil {
+				t.Errorf("%s: %v", other, err)
+				return
+			}
+			leaving, err := a.Remove(context.Background(), host())
+			if d := cmp.Diff([]dataplane.Translation{pair("10.244.9.9", lb4)}, leaving, byValue); err != nil || d != "" {
+				t.Errorf("%s: %v, leaving (-want +got):\n%s", other, err, d)
+			}
+			if err := a.Forget(context.Background(), leaving); err != nil {
+				t.Errorf("Forget: %v", err)
+			}
+			wantContents(t, nft, host())
+			if table := run("list table inet metallb-egress"); !strings.Contains(table, "hook postrouting priority srcnat - 5") || !strings.Contains(table, "hook prerouting priority mangle") {
+				t.Errorf("%s: %s", other, table)
+			}
+		})
+	}
+}
+
 // TestRulesAreReplacedAtStart: rules with our comments but another text.
 func TestRulesAreReplacedAtStart(t *testing.T) {
 	inNamespace(t, func(nft knftables.Interface, run func(string) string) {

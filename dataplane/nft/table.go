@@ -68,6 +68,9 @@ type set struct {
 	kindOf   string
 	interval bool
 	goes     phase
+	// pair, where it is set, is what to note in the set leaving when an element goes.
+	pair    func(key, value string) string
+	leaving string
 }
 
 // phase is when elements go that the plan lacks.
@@ -93,21 +96,29 @@ func of(a netip.Addr) names {
 	return names6()
 }
 
-func names4() names { return namesOf("4", "ipv4_addr", "ip") }
+func names4() names { return namesOf("4", "ipv4_addr", "ip", netip.IPv4Unspecified()) }
 
-func names6() names { return namesOf("6", "ipv6_addr", "ip6") }
+func names6() names { return namesOf("6", "ipv6_addr", "ip6", netip.IPv6Unspecified()) }
 
-func namesOf(suffix, address, protocol string) names {
+// namesOf takes the unspecified address, which stands for all pods.
+func namesOf(suffix, address, protocol string, everyPod netip.Addr) names {
+	leaving := "leaving" + suffix
 	return names{
 		internal: set{name: "internal" + suffix, kind: "set", kindOf: address, interval: true},
-		snat:     set{name: "snat" + suffix, kind: "map", kindOf: address + " : " + address, goes: late},
-		accounts: set{name: "accounts" + suffix, kind: "map", kindOf: address + " : counter", goes: late},
+		snat: set{
+			name: "snat" + suffix, kind: "map", kindOf: address + " : " + address, goes: late,
+			leaving: leaving, pair: func(pod, source string) string { return key(pod, source) },
+		},
+		accounts: set{
+			name: "accounts" + suffix, kind: "map", kindOf: address + " : counter", goes: late,
+			leaving: leaving, pair: func(source, _ string) string { return key(everyPod.String(), source) },
+		},
 		holds:    set{name: "holds" + suffix, kind: "map", kindOf: address + " : counter", goes: late},
 		pods:     set{name: "pods" + suffix, kind: "set", kindOf: address, interval: true},
 		ownPods:  set{name: "own_pods" + suffix, kind: "set", kindOf: address, interval: true},
 		guarded:  set{name: "guarded" + suffix, kind: "set", kindOf: address},
 		ports:    set{name: "ports" + suffix, kind: "set", kindOf: address + " . inet_proto . inet_service"},
-		leaving:  set{name: "leaving" + suffix, kind: "set", kindOf: address + " . " + address, goes: told},
+		leaving:  set{name: leaving, kind: "set", kindOf: address + " . " + address, goes: told},
 		protocol: protocol,
 	}
 }

@@ -226,7 +226,7 @@ func testMetrics(t *testing.T, l *lab.Lab) {
 	} {
 		for _, node := range l.Topology.Nodes() {
 			body, status := scrape(t, l, node, test.token)
-			if status != test.status || strings.Contains(body, up) != test.sees {
+			if status != test.status || strings.Contains(body, up) != test.sees || strings.Contains(body, "egress_speaker_database_connected{database=\"northbound\"} 1\n") != test.sees {
 				t.Errorf("%s: %s gets status %s, want %s, and\n%s", node.Name, test.who, status, test.status, body)
 			}
 		}
