@@ -109,11 +109,12 @@ func (s *Speaker) intend(ctx context.Context) (intent, error) {
 	if want.again = again; again == 0 || again > lookAgain {
 		want.again = lookAgain
 	}
+	known := namespaces{}
 	for _, f := range all {
 		if !f.steered() {
 			continue
 		}
-		found, foreign, err := s.endpoints(ctx, f.key)
+		found, foreign, err := s.endpoints(ctx, known, f.key)
 		if err != nil {
 			return want, err
 		}

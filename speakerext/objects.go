@@ -131,24 +131,51 @@ func (s *Speaker) follow(ctx context.Context) ([]*followed, error) {
 	return all, nil
 }
 
+// namespaces are what one sync has read of them, each namespace once however many services it has.
+type namespaces map[string]namespace
+
+type namespace struct {
+	nodeOf map[netip.Addr]string                   // of pods
+	slices map[string][]*discoveryv1.EndpointSlice // by service
+}
+
+// read returns what there is in a namespace.
+func (s *Speaker) read(ctx context.Context, known namespaces, name string) (namespace, error) {
+	if there, ok := known[name]; ok {
+		return there, nil
+	}
+	var endpointSlices discoveryv1.EndpointSliceList
+	var pods corev1.PodList
+	err := s.list(ctx, &endpointSlices, client.InNamespace(name))
+	if err == nil {
+		err = s.list(ctx, &pods, client.InNamespace(name))
+	}
+	if err != nil {
+		return namespace{}, err
+	}
+	found := namespace{podAddresses(pods.Items), map[string][]*discoveryv1.EndpointSlice{}}
+	for i := range endpointSlices.Items {
+		slice := &endpointSlices.Items[i]
+		if service := slice.Labels[discoveryv1.LabelServiceName]; service != "" {
+			found.slices[service] = append(found.slices[service], slice)
+		}
+	}
+	known[name] = found
+	return found, nil
+}
+
 // endpoints are the Service's endpoint addresses that a pod of the Service's own namespace
 // really has: an EndpointSlice is something its author may write at will, and must not
 // redirect other pods' traffic. The second result counts the addresses left out.
-func (s *Speaker) endpoints(ctx context.Context, service types.NamespacedName) ([]endpoint, int, error) {
-	var endpointSlices discoveryv1.EndpointSliceList
-	var pods corev1.PodList
-	err := s.list(ctx, &endpointSlices, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name})
-	if err == nil {
-		err = s.list(ctx, &pods, client.InNamespace(service.Namespace))
-	}
+func (s *Speaker) endpoints(ctx context.Context, known namespaces, service types.NamespacedName) ([]endpoint, int, error) {
+	in, err := s.read(ctx, known, service.Namespace)
 	if err != nil {
 		return nil, 0, err
 	}
-	nodeOf := podAddresses(pods.Items)
 	var found []endpoint
 	foreign := 0
 	seen := map[netip.Addr]bool{}
-	for _, slice := range endpointSlices.Items {
+	for _, slice := range in.slices[service.Name] {
 		for _, e := range slice.Endpoints {
 			for _, text := range e.Addresses {
 				address, err := netip.ParseAddr(text)
@@ -156,7 +183,7 @@ func (s *Speaker) endpoints(ctx context.Context, service types.NamespacedName) (
 					continue
 				}
 				seen[address] = true
-				if node, ok := nodeOf[address]; ok {
+				if node, ok := in.nodeOf[address]; ok {
 					found = append(found, endpoint{address, node})
 				} else {
 					foreign++
