@@ -75,13 +75,14 @@ rows: ## list the rows of docs/upstream.md that no test is named after; fail if 
 tools: ## build and install everything that the lab and the checks need
 	$(TOOLS) all
 
-bench: ## measure the controller side by side with a bare client; BENCH="-cells 5000x1000" for another size (docs/benchmarks.md)
+bench: ## measure the controller side by side with a bare client, then, as root, the dataplane; BENCH="-cells 5000x1000" for another size (docs/benchmarks.md)
 	$(TOOLS) kubernetes
 	$(MAKE) build
 	$(PLAIN) go test -run '^$$' -bench . -benchmem ./controllerext/election ./controllerext/advertisement
 	$(PLAIN) go test -run '^$$' -bench . -benchtime 400x ./bgp/gobgp
 	$(PLAIN) go build -o bin/bench ./e2e/bench
 	bin/bench $(BENCH)
+	$(PLAIN) go test -tags privileged -count=1 -run '^TestLadder$$' -v -timeout 1h -exec $(AS_ROOT) ./e2e/dataplane -ladder -ladder-repetitions 3
 
 e2e: ## the kind cluster (not built yet)
 	@echo "make e2e: the end-to-end tests on a kind cluster are not built yet; make test runs those in the lab." >&2; exit 1

@@ -5,8 +5,8 @@
 package dataplane
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -48,31 +48,37 @@ type job func(context.Context) (installed time.Time, err error)
 
 // figure is what a step took.
 type figure struct {
-	installed, done time.Duration
-	used            cpu
+	wall time.Duration
+	used cpu
 }
 
-// steps are what each side does, in this order. It begins with nothing, and so it ends.
-var steps = []struct {
+// step is what each side does with services of one size.
+type step struct {
 	name  string
 	scene func(scene) scene
-}{
-	{"from nothing", func(s scene) scene { return s.of("n1", "n2", "") }},
-	{"one more endpoint", func(s scene) scene { return s.with(1).of("n1", "n2", "") }},
-	{"move", func(s scene) scene { return s.with(1).of("n2", "n1", "") }},
-	{"move, new standby", func(s scene) scene { return s.with(1).of("n1", "n3", "n2") }},
-	{"remove", func(scene) scene { return scene{} }},
 }
 
-const oneMore = 1 // the step after which the nftables part is measured
-
 var (
-	sides     = []string{"ours", "pattern"}
-	hostSteps = []string{"start", "one more endpoint"}
+	sides = []string{"ours", "pattern"}
+	// steps are done one after the other. They begin with nothing, and so they end.
+	steps = []step{
+		{"from nothing", func(s scene) scene { return s.on(1, "n1", "n2", "") }},
+		{"one more endpoint", func(s scene) scene { return s.with(1).on(1, "n1", "n2", "") }},
+		{"move", func(s scene) scene { return s.with(1).on(2, "n2", "n1", "n1") }},
+		{"move, new standby", func(s scene) scene { return s.with(1).on(3, "n1", "n3", "n2") }},
+		{"remove", func(scene) scene { return scene{} }},
+	}
 )
 
-// TestLadder prints tables in Markdown: wall and CPU time of each step for services of growing size, ours and the pattern's, of the nftables
-// part alone, and the memory of a program that holds them.
+// The nftables part is measured after this step, and gives these.
+const (
+	hostAfter = 1
+	hostStart = "nftables alone, start"
+	hostOne   = "nftables alone, one more endpoint"
+)
+
+// TestLadder prints tables in Markdown: wall and CPU time of each step for services of growing size, ours and the pattern's, and the memory
+// of a program that holds them.
 func TestLadder(t *testing.T) {
 	if !*ladder {
 		t.Skip("only with -ladder")
@@ -82,31 +88,33 @@ func TestLadder(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWorld(t)
-	tables := newTables(sizes)
-	for _, size := range sizes {
+	r := &results{sizes: append([]scene{{}}, sizes...), figures: map[string][]figure{}, memory: map[scene][]memory{}}
+	for _, size := range r.sizes {
 		began := time.Now()
 		for repetition := range *ladderRepetitions {
 			if repetition > 0 && time.Since(began) > *ladderLimit {
 				break
 			}
 			for _, name := range sides {
-				if err := w.climb(t.Context(), name, size, tables); err != nil {
+				if size.services == 0 {
+					break
+				}
+				if err := w.climb(t.Context(), name, size, r); err != nil {
 					t.Fatalf("%v, %s: %v", size, name, err)
 				}
 			}
-			load, err := os.ReadFile("/proc/loadavg")
-			t.Logf("%v, repetition %d: %v so far, load %.14s (%v)", size, repetition+1, time.Since(began).Round(time.Second), load, err)
+			held, err := w.memory(t.Context(), size)
+			if err != nil {
+				t.Fatalf("%v, memory: %v", size, err)
+			}
+			r.memory[size] = append(r.memory[size], held)
+			load, _ := os.ReadFile("/proc/loadavg")
+			t.Logf("%v, repetition %d: %v so far, load %.14s", size, repetition+1, time.Since(began).Round(time.Second), load)
 		}
 	}
-	for _, size := range append([]scene{{}}, sizes...) {
-		if err := w.memory(t.Context(), size, tables); err != nil {
-			t.Fatalf("%v, memory: %v", size, err)
-		}
-	}
-	text := tables.String()
-	t.Log("\n" + text)
+	t.Log("\n" + r.String())
 	if *ladderOutput != "" {
-		if err := os.WriteFile(*ladderOutput, []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(*ladderOutput, []byte(r.String()), 0o644); err != nil {
 			t.Error(err)
 		}
 	}
@@ -115,13 +123,10 @@ func TestLadder(t *testing.T) {
 // ladderSizes reads the flags.
 func ladderSizes() (sizes []scene, err error) {
 	read := func(text string, add func(int)) {
-		for one := range strings.SplitSeq(text, ",") {
+		for one := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ',' }) {
 			number, problem := strconv.Atoi(one)
-			if problem != nil && text != "" {
-				err = fmt.Errorf("-ladder-endpoints, -ladder-services: %q: %w", text, problem)
-			} else if problem == nil {
-				add(number)
-			}
+			err = errors.Join(err, problem)
+			add(number)
 		}
 	}
 	read(*ladderEndpoints, func(n int) { sizes = append(sizes, scene{services: 1, endpoints: n}) })
@@ -130,7 +135,7 @@ func ladderSizes() (sizes []scene, err error) {
 }
 
 // climb has one side do all steps once.
-func (w *world) climb(ctx context.Context, name string, size scene, results *tables) (err error) {
+func (w *world) climb(ctx context.Context, name string, size scene, r *results) (err error) {
 	begin := w.newOurs
 	if name == sides[1] {
 		begin = w.newPattern
@@ -139,31 +144,29 @@ func (w *world) climb(ctx context.Context, name string, size scene, results *tab
 	if err != nil {
 		return err
 	}
-	defer func() { err = cmp.Or(err, s.close(ctx)) }()
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
 	for i, step := range steps {
 		want := step.scene(size)
-		taken, err := w.measure(ctx, s.plan(want))
+		taken, err := w.measure(ctx, s.plan(want), want.services == 0)
 		if err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
-		if want.services == 0 {
-			taken.installed = taken.done
-		}
-		results.add(size, step.name, name, taken)
-		if i == oneMore {
+		r.add(size, step.name, name, taken)
+		if i == hostAfter {
 			start, one, err := s.host(ctx, want)
 			if err != nil {
 				return fmt.Errorf("nftables alone: %w", err)
 			}
-			results.add(size, hostPrefix+hostSteps[0], name, start)
-			results.add(size, hostPrefix+hostSteps[1], name, one)
+			r.add(size, hostStart, name, start)
+			r.add(size, hostOne, name, one)
 		}
 	}
 	return nil
 }
 
-// measure runs the jobs of all nodes at the same time. What the programs still do afterwards counts too.
-func (w *world) measure(ctx context.Context, jobs []job) (taken figure, err error) {
+// measure runs the jobs of all nodes at the same time. The clock stops when the flows are installed or, to the end, when everything is done;
+// what is used afterwards counts in either case.
+func (w *world) measure(ctx context.Context, jobs []job, toTheEnd bool) (taken figure, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	runtime.GC()
@@ -174,8 +177,7 @@ func (w *world) measure(ctx context.Context, jobs []job) (taken figure, err erro
 	if err != nil {
 		return taken, err
 	}
-	ownBefore := own()
-	began := time.Now()
+	ownBefore, began := own(), time.Now()
 	installed := make([]time.Time, len(jobs))
 	group, groupCtx := errgroup.WithContext(ctx)
 	for i, do := range jobs {
@@ -187,19 +189,18 @@ func (w *world) measure(ctx context.Context, jobs []job) (taken figure, err erro
 	if err := group.Wait(); err != nil {
 		return taken, err
 	}
-	taken.done = time.Since(began)
-	taken.installed = slices.MaxFunc(installed, time.Time.Compare).Sub(began)
+	taken.wall = slices.MaxFunc(installed, time.Time.Compare).Sub(began)
+	if toTheEnd {
+		taken.wall = time.Since(began)
+	}
 	ownAfter := own()
 	if err := w.quiet(ctx); err != nil {
 		return taken, err
 	}
 	after, err := w.cpu()
-	if err != nil {
-		return taken, err
-	}
 	for i := range after {
 		taken.used[i] = after[i] - before[i]
 	}
 	taken.used[len(taken.used)-1] = ownAfter - ownBefore
-	return taken, nil
+	return taken, err
 }

@@ -117,9 +117,9 @@ func (o *ours) host(ctx context.Context, s scene) (start, one figure, err error)
 		}
 		applier := nft.New(tables)
 		if start, err = alone(func() error {
-			added, err := applier.Add(ctx, plan.Host)
-			if err == nil && added.Elements != 1 { // the rules, which a program that starts writes in any case
-				err = fmt.Errorf("it found %d elements to write", added.Elements)
+			written, err := applier.Add(ctx, plan.Host)
+			if err == nil && written != 1 { // the rules, which a program that starts writes in any case
+				err = fmt.Errorf("it found %d elements to write", written)
 			}
 			return err
 		}); err != nil {
@@ -140,7 +140,7 @@ func (o *ours) host(ctx context.Context, s scene) (start, one figure, err error)
 func alone(do func() error) (taken figure, err error) {
 	before, began := own(), time.Now()
 	err = do()
-	taken.installed = time.Since(began)
+	taken.wall = time.Since(began)
 	taken.used[len(taken.used)-1] = own() - before
 	return taken, err
 }

@@ -58,12 +58,8 @@ const (
 	patternPriority          = 101
 )
 
-// patternGlobal and patternBridge are the columns that are needed. Rows of other tables are only written.
-type patternGlobal struct {
-	UUID string `ovsdb:"_uuid"`
-}
-
-type patternBridge struct {
+// patternRow has the columns that are read, of table Bridge. Rows of the northbound database are only written.
+type patternRow struct {
 	UUID        string            `ovsdb:"_uuid"`
 	Name        string            `ovsdb:"name"`
 	ExternalIDs map[string]string `ovsdb:"external_ids"`
@@ -83,14 +79,14 @@ func (w *world) newPattern(ctx context.Context) (side, error) {
 }
 
 func (n *patternNode) start(ctx context.Context) (err error) {
-	if n.northbound, err = connect(ctx, n.NorthboundSocket, "OVN_Northbound", "NB_Global", &patternGlobal{}); err != nil {
+	if n.northbound, err = connect(ctx, n.NorthboundSocket, "OVN_Northbound", "NB_Global"); err != nil {
 		return err
 	}
-	if n.vswitch, err = connect(ctx, n.OpenvSwitchSocket, "Open_vSwitch", "Bridge", &patternBridge{}); err != nil {
+	if n.vswitch, err = connect(ctx, n.OpenvSwitchSocket, "Open_vSwitch", "Bridge"); err != nil {
 		return err
 	}
 	report := func(row model.Model) {
-		number, _ := strconv.ParseInt(row.(*patternBridge).ExternalIDs["ovn-nb-cfg"], 10, 64)
+		number, _ := strconv.ParseInt(row.(*patternRow).ExternalIDs["ovn-nb-cfg"], 10, 64)
 		n.installed.Store(number)
 		select {
 		case n.changed <- struct{}{}:
@@ -128,8 +124,8 @@ func (n *patternNode) start(ctx context.Context) (err error) {
 	})
 }
 
-func connect(ctx context.Context, socket, database, table string, row model.Model) (client.Client, error) {
-	schema, err := model.NewClientDBModel(database, map[string]model.Model{table: row})
+func connect(ctx context.Context, socket, database, table string) (client.Client, error) {
+	schema, err := model.NewClientDBModel(database, map[string]model.Model{table: &patternRow{}})
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,7 @@ const prefix = "mlb"
 // scene is what the nodes hold: so many services with so many endpoints each, and more endpoints on n3 of the first service.
 type scene struct {
 	services, endpoints, more  int
+	epoch                      int64
 	primary, standby, previous string
 }
 
@@ -43,15 +44,15 @@ func (s scene) with(more int) scene {
 	return s
 }
 
-func (s scene) of(primary, standby, previous string) scene {
-	s.primary, s.standby, s.previous = primary, standby, previous
+func (s scene) on(epoch int64, primary, standby, previous string) scene {
+	s.epoch, s.primary, s.standby, s.previous = epoch, primary, standby, previous
 	return s
 }
 
 // service is the one of this number, without a role. Its endpoints are spread over the nodes, and need not be pods of the lab.
 func (s scene) service(number int) dataplane.Service {
 	service := dataplane.Service{
-		Key: fmt.Sprintf("ladder/service-%d", number), Primary: s.primary, Standby: s.standby,
+		Key: fmt.Sprintf("ladder/service-%d", number), Primary: s.primary, Standby: s.standby, Epoch: s.epoch,
 		SourceIPs: []netip.Addr{address("172.19.0.0", number+1)},
 	}
 	for i := number * s.endpoints; i < (number+1)*s.endpoints; i++ {
@@ -137,10 +138,10 @@ func (w *world) input(node string, s scene) dataplane.Input {
 		switch node {
 		case s.primary:
 			service.Role = dataplane.RolePrimary
+		case s.previous: // the standby, too
+			service.Role = dataplane.RolePrevious
 		case s.standby:
 			service.Role = dataplane.RoleStandby
-		case s.previous:
-			service.Role = dataplane.RolePrevious
 		}
 		in.Services = append(in.Services, service)
 		in.Guards = append(in.Guards, dataplane.Guard{Address: service.SourceIPs[0], Ports: []dataplane.Port{{Protocol: dataplane.TCP, Number: 80}}})
