@@ -14,7 +14,7 @@ import (
 // Compute plans one node. It never fails: what can't be honored is left out, or dropped where
 // leaving it out would let a packet carry a wrong source, and is named in a Problem.
 func Compute(in Input) (Plan, []Problem) {
-	c := computer{in: in, self: in.Nodes[in.Node], owner: map[netip.Addr]string{}, held: map[netip.Addr]bool{}}
+	c := computer{in: in, self: in.Nodes[in.Node], owner: map[netip.Addr]string{}}
 	c.internal, c.hosts = c.inside()
 
 	var plan Plan
@@ -54,7 +54,6 @@ type computer struct {
 	internal []netip.Prefix // the cluster's subnets
 	hosts    []netip.Addr   // addresses of hosts outside those subnets
 	owner    map[netip.Addr]string
-	held     map[netip.Addr]bool // the pods in holds
 	holds    []Hold
 	problems []Problem
 }
@@ -70,10 +69,11 @@ func (c *computer) problem(service, format string, args ...any) {
 
 // share is what this node has to do for one service in one family.
 type share struct {
-	service   Service
-	family    family
-	source    netip.Addr   // invalid when the service has no LoadBalancer IP at all
-	addresses []netip.Addr // ordered; all endpoints where the node translates, else its own
+	service  Service
+	family   family
+	source   netip.Addr   // invalid when the service has no LoadBalancer IP at all
+	own      []netip.Addr // ordered: this node's endpoints
+	arriving []netip.Addr // ordered: other nodes', where this one translates for them
 }
 
 // shares splits the services by family and drops those that this node has nothing to do for.
@@ -90,14 +90,16 @@ func (c *computer) shares() []share {
 			if s.Primary == "" && s.Standby == "" && s.Role != RolePrimary && !s.FailClosed {
 				continue
 			}
-			var addresses []netip.Addr
+			sh := share{service: s, family: f, source: source}
 			for _, e := range owned {
-				if s.Role.Translates() || e.Node == c.in.Node {
-					addresses = append(addresses, e.Address)
+				if e.Node == c.in.Node {
+					sh.own = append(sh.own, e.Address)
+				} else if s.Role.Translates() {
+					sh.arriving = append(sh.arriving, e.Address)
 				}
 			}
-			if len(addresses) > 0 {
-				shares = append(shares, share{service: s, family: f, source: source, addresses: addresses})
+			if len(sh.own)+len(sh.arriving) > 0 {
+				shares = append(shares, sh)
 			}
 		}
 		for older, addresses := range clash {
@@ -143,7 +145,9 @@ func (c *computer) claim(s Service, f family, clash map[string][]string) []Endpo
 	for _, addresses := range clash {
 		slices.Sort(addresses)
 	}
-	slices.SortFunc(owned, func(a, b Endpoint) int { return a.Address.Compare(b.Address) })
+	if byAddress := func(a, b Endpoint) int { return a.Address.Compare(b.Address) }; !slices.IsSortedFunc(owned, byAddress) {
+		slices.SortFunc(owned, byAddress)
+	}
 	return owned
 }
 
@@ -175,7 +179,7 @@ func translations(shares []share) []Translation {
 		if !s.service.Role.Translates() || !s.source.IsValid() {
 			continue
 		}
-		for _, a := range s.addresses {
+		for _, a := range slices.Concat(s.own, s.arriving) {
 			list = append(list, Translation{Pod: a, Source: s.source})
 		}
 	}

@@ -5,6 +5,7 @@ package dataplane_test
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -372,16 +373,16 @@ own_pods fd00:10:244:N::/64
 guard 172.19.0.100 tcp/80 udp/53
 `
 	want := map[string]string{
-		"n1": shared + nodeSet + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
-address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
-` + exempt + `policy 110 "inport == \"rtots-n1\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
-policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.1.2 for ns/a
+		"n1": "address_set metallb_egress_arriving_SUM_ip4 {10.244.2.5} for ns/a\n" + shared + nodeSet + `address_set metallb_egress_own_SUM_ip4 {10.244.1.5} for ns/a
+address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
+` + exempt + `policy 110 "inport == \"rtots-n1\" && ip4.src == $metallb_egress_arriving_SUM_ip4" reroute 10.244.1.2 for ns/a
+policy 109 "ip4.src == $metallb_egress_own_SUM_ip4" reroute 10.244.1.2 for ns/a
 source_route 10.244.0.0/16 10.244.1.2
 ` + common + translate + "account 172.19.0.100 for ns/a epoch 7\n" + stopped,
-		"n2": shared + nodeSet + `address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
-address_set metallb_egress_service_SUM_ip4 {10.244.1.5 10.244.2.5} for ns/a
-` + exempt + `policy 110 "inport == \"rtots-n2\" && ip4.src == $metallb_egress_service_SUM_ip4" reroute 10.244.2.2 for ns/a
-policy 109 "ip4.src == $metallb_egress_service_SUM_ip4" reroute 100.88.0.2 for ns/a
+		"n2": "address_set metallb_egress_arriving_SUM_ip4 {10.244.1.5} for ns/a\n" + shared + nodeSet + `address_set metallb_egress_own_SUM_ip4 {10.244.2.5} for ns/a
+address_set metallb_egress_served_ip4 {10.244.1.5 10.244.2.5}
+` + exempt + `policy 110 "inport == \"rtots-n2\" && ip4.src == $metallb_egress_arriving_SUM_ip4" reroute 10.244.2.2 for ns/a
+policy 109 "ip4.src == $metallb_egress_own_SUM_ip4" reroute 100.88.0.2 for ns/a
 source_route 10.244.0.0/16 10.244.2.2
 ` + common + translate + stopped,
 		"n3": "address_set metallb_egress_elsewhere_ip4 {10.244.1.5 10.244.2.5}\n" + shared + `policy 6 "inport == \"rtots-n3\" && ip4.dst == $metallb_egress_internal_ip4" allow
@@ -500,26 +501,50 @@ func TestUnreachablePrimary(t *testing.T) {
 	}
 }
 
+// TestHostEqual: no field is left out.
+func TestHostEqual(t *testing.T) {
+	full := dataplane.Host{
+		Internal: prefixes("10.0.0.0/8"), Translations: make([]dataplane.Translation, 1), Accounts: make([]dataplane.Account, 1),
+		Holds: make([]dataplane.Hold, 1), Counted: []string{"ns/a"}, Pods: prefixes("10.0.0.0/8"), OwnPods: prefixes("10.0.0.0/8"),
+		Guards: []dataplane.Guard{{Ports: make([]dataplane.Port, 1)}},
+	}
+	if !full.Equal(full) {
+		t.Error("not equal to itself")
+	}
+	for i := range reflect.TypeFor[dataplane.Host]().NumField() {
+		other := full
+		reflect.ValueOf(&other).Elem().Field(i).SetZero()
+		if full.Equal(other) || other.Equal(full) {
+			t.Errorf("equal without %s", reflect.TypeFor[dataplane.Host]().Field(i).Name)
+		}
+	}
+	other := full
+	other.Guards = make([]dataplane.Guard, 1)
+	if full.Equal(other) {
+		t.Error("equal with other ports")
+	}
+}
+
 func TestManyEndpointsTakeNoMorePolicies(t *testing.T) {
 	count := func(endpoints int) (policies, translations int) {
 		in := cluster()
 		s := dataplane.Service{Key: "ns/a", Primary: "n1", SourceIPs: addrs("172.19.0.100", "fd00:19::100")}
 		for i := range endpoints {
 			s.Endpoints = append(s.Endpoints,
-				dataplane.Endpoint{Node: "n2", Address: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)})},
-				dataplane.Endpoint{Node: "n2", Address: netip.MustParseAddr(fmt.Sprintf("fd00:10:244:2::%x", i+1))})
+				dataplane.Endpoint{Node: fmt.Sprintf("n%d", 1+i%3), Address: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)})},
+				dataplane.Endpoint{Node: fmt.Sprintf("n%d", 1+i%3), Address: netip.MustParseAddr(fmt.Sprintf("fd00:10:244:2::%x", i+1))})
 		}
 		in.Services = []dataplane.Service{s}
 		nodes, _ := compute(in, "")
 		return len(nodes["n1"].Plan.OVN.Policies), len(nodes["n1"].Plan.Host.Translations)
 	}
-	one, oneTranslations := count(1)
+	one, oneTranslations := count(3)
 	many, manyTranslations := count(10_000)
 	if one != many || one != 8 {
-		t.Errorf("%d policies for one endpoint, %d for 10,000, want 8", one, many)
+		t.Errorf("%d policies for one endpoint on each node, %d for 10,000, want 8", one, many)
 	}
-	if oneTranslations != 2 || manyTranslations != 20_000 {
-		t.Errorf("%d and %d translations, want 2 and 20000", oneTranslations, manyTranslations)
+	if oneTranslations != 6 || manyTranslations != 20_000 {
+		t.Errorf("%d and %d translations, want 6 and 20000", oneTranslations, manyTranslations)
 	}
 }
 

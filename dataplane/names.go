@@ -65,9 +65,9 @@ func TransitPort(node string) string { return transitPortPrefix + node }
 // sharedSetName names an address set that all services of a zone share.
 func sharedSetName(what string, f family) string { return AddressSetPrefix + what + "_" + f.name }
 
-// serviceSetName names a service's address set.
-func serviceSetName(key string, f family) string {
-	return AddressSetPrefix + "service_" + ServiceHash(key) + "_" + f.name
+// serviceSetName names an address set of one service.
+func serviceSetName(what, key string, f family) string {
+	return AddressSetPrefix + what + "_" + ServiceHash(key) + "_" + f.name
 }
 
 // ServiceHash stands for a service's key in names that can't hold its characters: the first 32 hex

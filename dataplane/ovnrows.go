@@ -18,17 +18,18 @@ func (c *computer) ovnRows(f family, shares []share) OVN {
 		if s.family.name != f.name {
 			continue
 		}
-		served = append(served, s.addresses...)
-		rows.AddressSets = append(rows.AddressSets, AddressSet{
-			ID:        RowID{Row: "endpoints-" + f.name, Service: s.service.Key},
-			Name:      serviceSetName(s.service.Key, f),
-			Addresses: addressStrings(s.addresses),
-		})
-		if s.service.Role.Translates() {
-			arrivals = true
-			rows.Policies = append(rows.Policies, c.arrivalPolicy(s))
+		served = append(append(served, s.own...), s.arriving...)
+		if len(s.own) > 0 {
+			set := serviceSet("own", s, s.own)
+			rows.AddressSets = append(rows.AddressSets, set)
+			rows.Policies = append(rows.Policies, c.steerPolicy(s, set))
 		}
-		rows.Policies = append(rows.Policies, c.steerPolicy(s))
+		if len(s.arriving) > 0 {
+			arrivals = true
+			set := serviceSet("arriving", s, s.arriving)
+			rows.AddressSets = append(rows.AddressSets, set)
+			rows.Policies = append(rows.Policies, c.arrivalPolicy(s, set))
+		}
 	}
 	if len(served) > 0 {
 		rows.add(c.exemptions(f, served))
@@ -113,58 +114,49 @@ func (c *computer) exemptions(f family, served []netip.Addr) OVN {
 	return rows
 }
 
-// arrivalPolicy takes what other zones send to this node because it is the primary, or was or
+// arrivalPolicy takes what other zones' pods send to this node because it is the primary, or was or
 // will be.
-func (c *computer) arrivalPolicy(s share) Policy {
+func (c *computer) arrivalPolicy(s share, set AddressSet) Policy {
 	p := Policy{
 		ID:       RowID{Row: "arrive-" + s.family.name, Service: s.service.Key},
 		Priority: PriorityArrival,
-		Match: fmt.Sprintf("inport == %q && %s.src == $%s", TransitPort(c.in.Node),
-			s.family.name, serviceSetName(s.service.Key, s.family)),
+		Match:    fmt.Sprintf("inport == %q && %s.src == $%s", TransitPort(c.in.Node), s.family.name, set.Name),
 	}
-	c.reroute(&p, s, c.leaveHere(s))
+	c.reroute(&p, s, s.arriving, c.leaveHere(s))
 	return p
 }
 
 // steerPolicy takes what the pods of this zone send.
-func (c *computer) steerPolicy(s share) Policy {
+func (c *computer) steerPolicy(s share, set AddressSet) Policy {
 	p := Policy{
 		ID:       RowID{Row: "steer-" + s.family.name, Service: s.service.Key},
 		Priority: PrioritySteer,
-		Match:    fmt.Sprintf("%s.src == $%s", s.family.name, serviceSetName(s.service.Key, s.family)),
+		Match:    fmt.Sprintf("%s.src == $%s", s.family.name, set.Name),
 	}
-	switch {
-	case s.service.Role == RolePrimary:
-		c.reroute(&p, s, c.leaveHere(s))
-	case s.service.Primary != "":
-		c.reroute(&p, s, c.transit(s))
-	default:
-		c.reroute(&p, s, netip.Addr{})
+	var nextHop netip.Addr
+	if s.service.Role == RolePrimary {
+		nextHop = c.leaveHere(s)
+	} else if s.service.Primary != "" {
+		nextHop = c.transit(s)
 	}
+	c.reroute(&p, s, s.own, nextHop)
 	return p
 }
 
-// reroute holds the service's packets on this node when there is no next hop, because they must
+// reroute holds the packets of these pods on this node when there is no next hop, because they must
 // not leave with another source: the host, which sees which of them are replies, drops the others
 // and counts them. A node without a management address drops all of them here.
-func (c *computer) reroute(p *Policy, s share, nextHop netip.Addr) {
+func (c *computer) reroute(p *Policy, s share, pods []netip.Addr, nextHop netip.Addr) {
 	if !nextHop.IsValid() {
 		if nextHop = first(c.self.ManagementAddresses, s.family); nextHop.IsValid() {
-			c.hold(s)
+			for _, pod := range pods {
+				c.holds = append(c.holds, Hold{Pod: pod, Service: s.service.Key})
+			}
 		}
 	}
 	p.Action, p.NextHop = ActionReroute, nextHop
 	if !nextHop.IsValid() {
 		p.Action = ActionDrop
-	}
-}
-
-func (c *computer) hold(s share) {
-	for _, a := range s.addresses {
-		if !c.held[a] {
-			c.held[a] = true
-			c.holds = append(c.holds, Hold{Pod: a, Service: s.service.Key})
-		}
 	}
 }
 
@@ -207,6 +199,14 @@ func (c *computer) sourceRoutes(f family) []SourceRoute {
 		routes = append(routes, SourceRoute{ID: RowID{Row: "source-route-" + p.String()}, Prefix: p, NextHop: nextHop})
 	}
 	return routes
+}
+
+func serviceSet(what string, s share, addresses []netip.Addr) AddressSet {
+	return AddressSet{
+		ID:        RowID{Row: what + "-" + s.family.name, Service: s.service.Key},
+		Name:      serviceSetName(what, s.service.Key, s.family),
+		Addresses: addressStrings(addresses),
+	}
 }
 
 func sharedSet(what string, f family, addresses []string) AddressSet {

@@ -5,6 +5,7 @@ package dataplane
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -95,6 +96,15 @@ type Host struct {
 	Pods, OwnPods []netip.Prefix
 	// Guards, ordered by address.
 	Guards []Guard
+}
+
+// Equal is whether two plans ask the same of the host.
+func (h Host) Equal(o Host) bool {
+	return slices.Equal(h.Internal, o.Internal) && slices.Equal(h.Translations, o.Translations) &&
+		slices.Equal(h.Accounts, o.Accounts) && slices.Equal(h.Holds, o.Holds) && slices.Equal(h.Counted, o.Counted) &&
+		slices.Equal(h.Pods, o.Pods) && slices.Equal(h.OwnPods, o.OwnPods) && slices.EqualFunc(h.Guards, o.Guards, func(a, b Guard) bool {
+		return a.Address == b.Address && slices.Equal(a.Ports, b.Ports)
+	})
 }
 
 // Translation gives the connections that a pod opens to the outside their source.

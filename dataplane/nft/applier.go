@@ -28,6 +28,9 @@ type Applier struct {
 	// can carry the same comments.
 	based bool
 	drift atomic.Uint64
+	// plan is the one that came last, and target what the table holds once it is in place.
+	plan   dataplane.Host
+	target *contents
 }
 
 // New takes an interface for Family and Table. It does nothing yet.
@@ -47,7 +50,7 @@ func (a *Applier) Drift() uint64 { return a.drift.Load() }
 // that have another one. It takes out what the plan lacks, but for translations, accounts and holds. It
 // returns the number of elements written, counting the table's rules as one.
 func (a *Applier) Add(ctx context.Context, want dataplane.Host) (int, error) {
-	target := wanted(want)
+	target := a.wanted(want)
 	add := func(c *contents, tx *changes) {
 		if !c.base || !a.based {
 			tx.addBase()
@@ -96,11 +99,20 @@ func (a *Applier) rebuild(ctx context.Context, add func(*contents, *changes)) (i
 	return tx.written, nil
 }
 
+// wanted is what the table is to hold. Each plan comes several times.
+func (a *Applier) wanted(plan dataplane.Host) *contents {
+	if a.target == nil || !plan.Equal(a.plan) {
+		target := wanted(plan)
+		a.plan, a.target = plan, &target
+	}
+	return a.target
+}
+
 // Remove takes translations, accounts and holds that the plan lacks out of the maps, and returns all
 // pairs whose connections are to be ended, those of earlier calls included, until Forget is told of
 // them. A pair without a pod, the unspecified address, stands for all connections with its source.
 func (a *Applier) Remove(ctx context.Context, want dataplane.Host) ([]dataplane.Translation, error) {
-	target := wanted(want)
+	target := a.wanted(want)
 	_, err := a.change(ctx, func(_ *contents, tx *changes) {
 		for _, s := range sets() {
 			if s.goes == late {
@@ -222,7 +234,7 @@ func (c *contents) same(other *contents) bool {
 // leaving are the pairs whose connections are to be ended, ordered.
 func (c *contents) leaving() []dataplane.Translation {
 	var pairs []dataplane.Translation
-	for _, n := range []names{names4(), names6()} {
+	for _, n := range []*names{names4, names6} {
 		for key := range c.sets[n.leaving.name] {
 			if t, ok := pairOf(key); ok {
 				pairs = append(pairs, t)
@@ -284,12 +296,15 @@ func (c *changes) removeCounters(want map[string]string) {
 
 func (c *changes) addElements(s set, want elements) {
 	have := c.sets[s.name]
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		value, there := have[key]
-		if there && value == want[key] {
-			continue
+	var other []string
+	for key, value := range want {
+		if is, there := have[key]; !there || is != value {
+			other = append(other, key)
 		}
-		if there {
+	}
+	slices.Sort(other)
+	for _, key := range other {
+		if has(have, key) {
 			c.remove(s, key)
 		}
 		c.tx.Add(element(s, key, want[key]))
@@ -302,10 +317,15 @@ func (c *changes) addElements(s set, want elements) {
 }
 
 func (c *changes) removeElements(s set, want elements) {
-	for _, key := range slices.Sorted(maps.Keys(c.sets[s.name])) {
-		if _, wanted := want[key]; !wanted {
-			c.remove(s, key)
+	var surplus []string
+	for key := range c.sets[s.name] {
+		if !has(want, key) {
+			surplus = append(surplus, key)
 		}
+	}
+	slices.Sort(surplus)
+	for _, key := range surplus {
+		c.remove(s, key)
 	}
 }
 

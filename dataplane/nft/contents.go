@@ -89,14 +89,14 @@ func wanted(want dataplane.Host) contents {
 	for _, s := range sets() {
 		c.sets[s.name] = elements{}
 	}
-	prefixes := func(list []netip.Prefix, which func(names) set) {
+	prefixes := func(list []netip.Prefix, which func(*names) set) {
 		for _, p := range list {
 			c.sets[which(of(p.Addr())).name][key(p.String())] = ""
 		}
 	}
-	prefixes(want.Internal, func(n names) set { return n.internal })
-	prefixes(want.Pods, func(n names) set { return n.pods })
-	prefixes(want.OwnPods, func(n names) set { return n.ownPods })
+	prefixes(want.Internal, func(n *names) set { return n.internal })
+	prefixes(want.Pods, func(n *names) set { return n.pods })
+	prefixes(want.OwnPods, func(n *names) set { return n.ownPods })
 	for _, t := range want.Translations {
 		c.sets[of(t.Pod).snat.name][t.Pod.String()] = t.Source.String()
 	}

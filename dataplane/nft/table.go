@@ -89,21 +89,22 @@ type names struct {
 	protocol string // nftables' word for the IP version
 }
 
-func of(a netip.Addr) names {
+func of(a netip.Addr) *names {
 	if a.Is4() {
-		return names4()
+		return names4
 	}
-	return names6()
+	return names6
 }
 
-func names4() names { return namesOf("4", "ipv4_addr", "ip", netip.IPv4Unspecified()) }
-
-func names6() names { return namesOf("6", "ipv6_addr", "ip6", netip.IPv6Unspecified()) }
+var (
+	names4 = namesOf("4", "ipv4_addr", "ip", netip.IPv4Unspecified())
+	names6 = namesOf("6", "ipv6_addr", "ip6", netip.IPv6Unspecified())
+)
 
 // namesOf takes the unspecified address, which stands for all pods.
-func namesOf(suffix, address, protocol string, everyPod netip.Addr) names {
+func namesOf(suffix, address, protocol string, everyPod netip.Addr) *names {
 	leaving := "leaving" + suffix
-	return names{
+	return &names{
 		internal: set{name: "internal" + suffix, kind: "set", kindOf: address, interval: true},
 		snat: set{
 			name: "snat" + suffix, kind: "map", kindOf: address + " : " + address, goes: late,
@@ -126,7 +127,7 @@ func namesOf(suffix, address, protocol string, everyPod netip.Addr) names {
 // sets are all of the table.
 func sets() []set {
 	var all []set
-	for _, n := range []names{names4(), names6()} {
+	for _, n := range []*names{names4, names6} {
 		all = append(all, n.internal, n.snat, n.accounts, n.holds, n.pods, n.ownPods, n.guarded, n.ports, n.leaving)
 	}
 	return all
@@ -139,50 +140,50 @@ func rules() []*knftables.Rule {
 	add := func(chain, comment string, parts ...any) {
 		list = append(list, &knftables.Rule{Chain: chain, Rule: knftables.Concat(parts...), Comment: knftables.PtrTo(comment)})
 	}
-	both := func(each func(n names)) {
-		each(names4())
-		each(names6())
+	both := func(each func(n *names)) {
+		each(names4)
+		each(names6)
 	}
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainGuard, n.protocol+" to a LoadBalancer IP", n.protocol, "daddr @"+n.guarded.name, "jump", chainGuarded)
 	})
 	add(chainGuarded, "connections that are known", "ct state established,related,untracked return")
 	add(chainGuarded, "no connection", "ct state invalid counter name", counterInvalid, "drop")
 	add(chainGuarded, "TCP that does not begin", "meta l4proto tcp tcp flags & (fin|syn|rst|ack) != syn counter name", counterMidstream, "drop")
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainGuarded, n.protocol+" ports of Services", n.protocol, "daddr . meta l4proto . th dport @"+n.ports.name, "return")
 	})
 	add(chainGuarded, "no port of a Service", "counter name", counterClosed, "drop")
 
 	add(chainHold, "replies", "ct direction reply return")
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainHold, n.protocol+" inside the cluster", n.protocol, "daddr @"+n.internal.name, "return")
 	})
 	// A packet whose source the map lacks does not get to the verdict.
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainHold, n.protocol+" held", "counter name", n.protocol, "saddr map @"+n.holds.name, "drop")
 	})
 
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainPostrouting, n.protocol+" inside the cluster", n.protocol, "daddr @"+n.internal.name, "return")
 	})
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainPostrouting, n.protocol+" LoadBalancer IP", "snat", n.protocol, "to", n.protocol, "saddr map @"+n.snat.name)
 	})
 
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainLeave, n.protocol+" translated", "ct direction original counter name", n.protocol, "saddr map @"+n.accounts.name)
 	})
 	// What comes from elsewhere, other tunnels for example, is not ours to judge.
 	add(chainLeave, "not from the pod network", "iifname !=", managementPort, "return")
 	add(chainLeave, "to the pod network", "oifname", managementPort, "return")
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainLeave, n.protocol+" inside the cluster", n.protocol, "daddr @"+n.internal.name, "return")
 	})
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainLeave, n.protocol+" of no connection", n.protocol, "saddr @"+n.pods.name, "ct state invalid counter name", counterStrays, "drop")
 	})
-	both(func(n names) {
+	both(func(n *names) {
 		add(chainLeave, n.protocol+" of another node's pod", n.protocol, "saddr @"+n.pods.name, n.protocol, "saddr != @"+n.ownPods.name,
 			"ct direction original counter name", counterStrays, "drop")
 	})

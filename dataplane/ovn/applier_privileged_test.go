@@ -188,6 +188,7 @@ func plan(change func(*dataplane.Service)) dataplane.OVN {
 			{Node: "n1", Address: netip.MustParseAddr("10.244.1.5")},
 			{Node: "n1", Address: netip.MustParseAddr("fd00:10:244:1::5")},
 			{Node: "n2", Address: netip.MustParseAddr("10.244.2.5")},
+			{Node: "n2", Address: netip.MustParseAddr("fd00:10:244:2::5")},
 		},
 	}
 	if change != nil {
