@@ -47,11 +47,14 @@ func TestNodePlan(t *testing.T) {
 	got := map[string]string{
 		"name": n.Name, "netns": n.Netns, "address": n.Address.String(), "uplink": n.UplinkMAC.String(), "pods": n.PodSubnet.String(),
 		"management": n.ManagementAddress.String(), "management MAC": n.ManagementMAC.String(), "transit": n.TransitAddress.String(),
+		"address6": n.Address6.String(), "pods6": n.PodSubnet6.String(), "management6": n.ManagementAddress6.String(),
+		"transit6": n.TransitAddress6.String(), "join6": n.JoinAddress6.String(),
 		"join": n.JoinAddress.String(), "control": n.ControlAddress.String(), "northbound": n.NorthboundSocket, "openvswitch": n.OpenvSwitchSocket,
 	}
 	want := map[string]string{
 		"name": "n1", "netns": "mle-n1", "address": "172.18.0.11", "uplink": "02:00:ac:12:00:0b", "pods": "10.244.1.0/24",
 		"management": "10.244.1.2", "management MAC": "0a:58:0a:f4:01:02", "transit": "100.88.0.2", "join": "100.64.0.2", "control": "10.250.0.11",
+		"address6": "fd00:18::11", "pods6": "fd00:10:244:1::/64", "management6": "fd00:10:244:1::2", "transit6": "fd97::2", "join6": "fd98::2",
 		"northbound": "/run/mle/topology/n1/nb.sock", "openvswitch": "/run/mle/topology/n1/ovs.sock",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -64,19 +67,29 @@ func TestNodePlan(t *testing.T) {
 		"k8s.ovn.org/node-chassis-id":                 "n1",
 		"k8s.ovn.org/network-ids":                     `{"default":"0"}`,
 		"k8s.ovn.org/node-encap-ips":                  `["172.18.0.11"]`,
-		"k8s.ovn.org/node-primary-ifaddr":             `{"ipv4":"172.18.0.11/24"}`,
-		"k8s.ovn.org/host-cidrs":                      `["172.18.0.11/24","10.250.0.11/24"]`,
-		"k8s.ovn.org/node-subnets":                    `{"default":["10.244.1.0/24"]}`,
+		"k8s.ovn.org/node-primary-ifaddr":             `{"ipv4":"172.18.0.11/24","ipv6":"fd00:18::11/64"}`,
+		"k8s.ovn.org/host-cidrs":                      `["172.18.0.11/24","fd00:18::11/64","10.250.0.11/24"]`,
+		"k8s.ovn.org/node-subnets":                    `{"default":["10.244.1.0/24","fd00:10:244:1::/64"]}`,
 		"k8s.ovn.org/node-mgmt-port-mac-addresses":    `{"default":"0a:58:0a:f4:01:02"}`,
-		"k8s.ovn.org/node-transit-switch-port-ifaddr": `{"ipv4":"100.88.0.2/16"}`,
-		"k8s.ovn.org/node-gateway-router-lrp-ifaddr":  `{"ipv4":"100.64.0.2/16"}`,
-		"k8s.ovn.org/node-gateway-router-lrp-ifaddrs": `{"default":{"ipv4":"100.64.0.2/16"}}`,
-		"k8s.ovn.org/node-masquerade-subnet":          `{"ipv4":"169.254.0.0/17"}`,
-		"k8s.ovn.org/l3-gateway-config": `{"default":{"bridge-id":"br-ex","interface-id":"br-ex_n1","ip-address":"172.18.0.11/24","ip-addresses":["172.18.0.11/24"],` +
-			`"mac-address":"02:00:ac:12:00:0b","mode":"local","next-hop":"172.18.0.100","next-hops":["172.18.0.100"],"node-port-enable":"true","vlan-id":"0"}}`,
+		"k8s.ovn.org/node-transit-switch-port-ifaddr": `{"ipv4":"100.88.0.2/16","ipv6":"fd97::2/64"}`,
+		"k8s.ovn.org/node-gateway-router-lrp-ifaddr":  `{"ipv4":"100.64.0.2/16","ipv6":"fd98::2/64"}`,
+		"k8s.ovn.org/node-gateway-router-lrp-ifaddrs": `{"default":{"ipv4":"100.64.0.2/16","ipv6":"fd98::2/64"}}`,
+		"k8s.ovn.org/node-masquerade-subnet":          `{"ipv4":"169.254.0.0/17","ipv6":"fd69::/112"}`,
+		"k8s.ovn.org/l3-gateway-config": `{"default":{"bridge-id":"br-ex","interface-id":"br-ex_n1","ip-addresses":["172.18.0.11/24","fd00:18::11/64"],` +
+			`"mac-address":"02:00:ac:12:00:0b","mode":"local","next-hops":["172.18.0.100","fd00:18::100"],"node-port-enable":"true","vlan-id":"0"}}`,
 	}
 	if diff := cmp.Diff(annotations, n.Annotations); diff != "" {
 		t.Errorf("annotations (-want +got):\n%s", diff)
+	}
+}
+
+func TestAddressesOfManyNodes(t *testing.T) {
+	last := Options{Prefix: "mle", Dir: "/run/mle"}.node(maxNodes)
+	if got, want := last.Address6.String()+" "+last.PodSubnet6.String(), "fd00:18::60 fd00:10:244:50::/64"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if addresses := last.Addresses(); len(addresses) != 2 || addresses[0] != last.Address || addresses[1] != last.Address6 {
+		t.Errorf("addresses %v", addresses)
 	}
 }
 
@@ -90,6 +103,7 @@ func TestHostOf(t *testing.T) {
 		{"172.18.0.77/24", 11, "172.18.0.11"},
 		{"10.244.0.0/16", 3 << 8, "10.244.3.0"},
 		{"10.0.0.255/32", 1, "10.0.1.0"},
+		{"fd00:18::7/64", 0x11, "fd00:18::11"},
 	}
 	for _, test := range tests {
 		if got := hostOf(netip.MustParsePrefix(test.subnet), test.number).String(); got != test.want {
@@ -114,6 +128,11 @@ func TestParsePaths(t *testing.T) {
 				{NextHop: netip.MustParseAddr("172.18.0.12"), Valid: true, Stale: true},
 			},
 		},
+		"IPv6, with a link-local next hop too": {
+			output: `{"prefix":"fd00:19::100/128","paths":[{"valid":true,"bestpath":{"overall":true},"nexthops":[
+				{"ip":"fd00:18::11","afi":"ipv6","scope":"global"},{"ip":"fe80::acff:fe12:b","afi":"ipv6","scope":"link-local","used":true}]}]}`,
+			want: []BGPPath{{NextHop: netip.MustParseAddr("fd00:18::11"), Valid: true, Best: true}},
+		},
 		"no next hop": {output: `{"paths":[{"valid":true}]}`, fails: true},
 		"no JSON":     {output: "% Network not in table", fails: true},
 	}
@@ -135,7 +154,8 @@ var compareAddresses = cmp.Comparer(func(a, b netip.Addr) bool { return a == b }
 func TestParseCounters(t *testing.T) {
 	const output = `{"nftables": [{"metainfo": {"json_schema_version": 1}}, {"set": {"family": "bridge", "name": "to_node", "elem": [
 		{"elem": {"val": {"concat": ["up-n1", "172.18.0.11"]}, "counter": {"packets": 7, "bytes": 700}}},
-		{"elem": {"val": {"concat": ["up-n2", "172.19.0.100"]}, "counter": {"packets": 3, "bytes": 300}}}]}}]}`
+		{"elem": {"val": {"concat": ["up-n2", "172.19.0.100"]}, "counter": {"packets": 3, "bytes": 300}}},
+		{"elem": {"val": {"concat": ["up-n1", "fd00:18::11"]}, "counter": {"packets": 5, "bytes": 500}}}]}}]}`
 	tests := []struct {
 		device, address string
 		want            uint64
@@ -143,6 +163,7 @@ func TestParseCounters(t *testing.T) {
 		{"up-n1", "172.18.0.11", 7},
 		{"up-n2", "172.19.0.100", 3},
 		{"up-n1", "172.19.0.100", 0},
+		{"up-n1", "fd00:18::11", 5},
 	}
 	for _, test := range tests {
 		got, err := parseCounters([]byte(output), test.device, netip.MustParseAddr(test.address))
@@ -160,7 +181,7 @@ func TestBalancerCommands(t *testing.T) {
 		Backends: []netip.AddrPort{netip.MustParseAddrPort("10.244.1.3:5353"), netip.MustParseAddrPort("10.244.2.3:5353")}}
 	overTCP := LoadBalancer{Name: "dns", Protocol: "tcp", VIP: dns.VIP}
 	columns := []string{`name="dns"`, "protocol=udp", `vips={"10.96.0.10:53"="10.244.1.3:5353,10.244.2.3:5353"}`,
-		`options={reject="true",hairpin_snat_ip="169.254.0.5"}`, `external_ids={"lab-load-balancer"="udp/10.96.0.10:53"}`}
+		`options={reject="true",hairpin_snat_ip="169.254.0.5 fd69::5"}`, `external_ids={"lab-load-balancer"="udp/10.96.0.10:53"}`}
 	tests := map[string]struct {
 		existing map[string]string
 		wanted   []LoadBalancer
@@ -180,6 +201,12 @@ func TestBalancerCommands(t *testing.T) {
 		"gone": {
 			existing: map[string]string{"udp/10.96.0.10:53": "uuid-2", "tcp/10.96.0.11:53": "uuid-1"},
 			want:     [][]string{{"lb-del", "uuid-1"}, {"lb-del", "uuid-2"}},
+		},
+		"IPv6": {
+			wanted: []LoadBalancer{{Name: "dns", Protocol: "udp", VIP: netip.MustParseAddrPort("[fd00:10:96::a]:53"),
+				Backends: []netip.AddrPort{netip.MustParseAddrPort("[fd00:10:244:1::3]:5353")}}},
+			want: [][]string{{"--id=@lb0", "create", "Load_Balancer", `name="dns"`, "protocol=udp", `vips={"[fd00:10:96::a]:53"="[fd00:10:244:1::3]:5353"}`,
+				columns[3], `external_ids={"lab-load-balancer"="udp/[fd00:10:96::a]:53"}`}, {"add", "Logical_Switch", "n1", "load_balancer", "@lb0"}},
 		},
 		"no backends": {
 			wanted: []LoadBalancer{overTCP},
