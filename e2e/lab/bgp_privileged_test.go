@@ -335,6 +335,7 @@ spec:
         holdTime: 3s
         keepaliveTime: 1s
         enableGracefulRestart: true
+        dualStackAddressFamily: true
         toAdvertise:
           allowed:
             prefixes: [172.19.2.1/32]
@@ -411,7 +412,7 @@ func testFRRK8s(t *testing.T, l *lab.Lab) {
 	const name = "frr-k8s-lab"
 	t.Cleanup(func() { remove(t, l, &corev1.Pod{ObjectMeta: inMetalLB(name)}) })
 	labels := map[string]string{"app.kubernetes.io/component": "frr-k8s"}
-	if err := l.Control.CreatePod(t.Context(), controlplane.MetalLBNamespace, name, node.Name, netip.Addr{}, labels); err != nil {
+	if err := l.Control.CreatePod(t.Context(), controlplane.MetalLBNamespace, name, node.Name, nil, labels); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "beside frr-k8s the node has no session and says so", func(ctx context.Context) error {

@@ -363,7 +363,7 @@ func oneMoreEndpoint(t *testing.T, l *lab.Lab, node topology.Node) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Address, map[string]string{"app": "example"}); err != nil {
+	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Addresses(), map[string]string{"app": "example"}); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "one more pod on "+node.Name+" leaves with the LoadBalancer IP", func(ctx context.Context) error {

@@ -255,6 +255,7 @@ func testAddressReuse(t *testing.T, l *lab.Lab) {
 	node := l.Topology.Nodes()[1]
 	name, netns := lab.ExamplePod(node.Name), examplePod(l, node)
 	address := podAddress(t, l, name).Addr()
+	addresses := []netip.Addr{address}
 	const port = 5555
 	expect := func(want netip.Addr) func(context.Context) error {
 		return func(ctx context.Context) error {
@@ -270,7 +271,7 @@ func testAddressReuse(t *testing.T, l *lab.Lab) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		err := errors.Join(l.Control.DeletePod(ctx, "default", "successor"),
-			l.Control.CreatePod(ctx, lab.ExampleService.Namespace, name, node.Name, address, map[string]string{"app": "example"}))
+			l.Control.CreatePod(ctx, lab.ExampleService.Namespace, name, node.Name, addresses, map[string]string{"app": "example"}))
 		if err != nil {
 			t.Error(err)
 		}
@@ -278,7 +279,7 @@ func testAddressReuse(t *testing.T, l *lab.Lab) {
 	if err := l.Control.DeletePod(t.Context(), lab.ExampleService.Namespace, name); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Control.CreatePod(t.Context(), "default", "successor", node.Name, address, nil); err != nil {
+	if err := l.Control.CreatePod(t.Context(), "default", "successor", node.Name, addresses, nil); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "its successor leaves with the node's address, by the same ports too", expect(node.Address))
@@ -305,7 +306,7 @@ func testChurn(t *testing.T, l *lab.Lab) {
 			t.Error(err)
 		}
 	})
-	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Address, map[string]string{"app": "example"}); err != nil {
+	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Addresses(), map[string]string{"app": "example"}); err != nil {
 		t.Fatal(err)
 	}
 	leaves := func(ctx context.Context) error {

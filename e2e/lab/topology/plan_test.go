@@ -83,6 +83,52 @@ func TestNodePlan(t *testing.T) {
 	}
 }
 
+// Whatever a zone has in IPv4 it has in IPv6.
+func TestZoneInBothFamilies(t *testing.T) {
+	o := Options{Prefix: "mle", Dir: "/run/mle", Gateway: Local}
+	n, other := o.node(1), o.node(2)
+	var got []string
+	for _, command := range append(zoneCommands(n), remoteZoneCommands(other)...) {
+		line := strings.Join(command, " ")
+		for _, word := range []string{"lrp-add ", "lsp-set-addresses ", "lr-route-add ", "lr-policy-add ", "lr-nat-add "} {
+			if strings.Contains(line, word) && !strings.HasSuffix(line, " router") && !strings.HasSuffix(line, " unknown") {
+				got = append(got, line)
+			}
+		}
+	}
+	want := []string{
+		"lrp-add ovn_cluster_router rtoj-ovn_cluster_router 0a:58:64:40:00:01 100.64.0.1/16 fd98::1/64",
+		"lrp-add ovn_cluster_router rtos-n1 0a:58:0a:f4:01:01 10.244.1.1/24 fd00:10:244:1::1/64",
+		"lsp-set-addresses k8s-n1 0a:58:0a:f4:01:02 10.244.1.2 fd00:10:244:1::2",
+		"lrp-add GR_n1 rtoj-GR_n1 0a:58:64:40:00:02 100.64.0.2/16 fd98::2/64",
+		"lrp-add GR_n1 rtoe-GR_n1 02:00:ac:12:00:0b 172.18.0.11/24 fd00:18::11/64",
+		"lr-route-add GR_n1 10.244.0.0/16 100.64.0.1",
+		"lr-route-add GR_n1 0.0.0.0/0 172.18.0.100 rtoe-GR_n1",
+		"lr-nat-add GR_n1 snat 172.18.0.11 10.244.0.0/16",
+		"lr-route-add GR_n1 fd00:10:244::/48 fd98::1",
+		"lr-route-add GR_n1 ::/0 fd00:18::100 rtoe-GR_n1",
+		"lr-nat-add GR_n1 snat fd00:18::11 fd00:10:244::/48",
+		"lrp-add ovn_cluster_router rtots-n1 0a:58:64:58:00:02 100.88.0.2/16 fd97::2/64",
+		"--policy=src-ip lr-route-add ovn_cluster_router 10.244.1.0/24 10.244.1.2",
+		"lr-route-add ovn_cluster_router 100.64.0.2 100.64.0.2",
+		"lr-policy-add ovn_cluster_router 1005 ip4.src == 10.244.1.2 && ip4.dst == 172.18.0.11 /* n1 */ reroute 10.244.1.2",
+		`lr-policy-add ovn_cluster_router 1004 inport == "rtos-n1" && ip4.dst == 172.18.0.11 /* n1 */ reroute 10.244.1.2`,
+		`lr-policy-add ovn_cluster_router 1004 inport == "rtos-n1" && ip4.dst == 10.250.0.11 /* n1 */ reroute 10.244.1.2`,
+		"--policy=src-ip lr-route-add ovn_cluster_router fd00:10:244:1::/64 fd00:10:244:1::2",
+		"lr-route-add ovn_cluster_router fd98::2 fd98::2",
+		"lr-policy-add ovn_cluster_router 1005 ip6.src == fd00:10:244:1::2 && ip6.dst == fd00:18::11 /* n1 */ reroute fd00:10:244:1::2",
+		`lr-policy-add ovn_cluster_router 1004 inport == "rtos-n1" && ip6.dst == fd00:18::11 /* n1 */ reroute fd00:10:244:1::2`,
+		"lsp-set-addresses tstor-n2 0a:58:64:58:00:03 100.88.0.3/16 fd97::3/64",
+		"lr-route-add ovn_cluster_router 10.244.2.0/24 100.88.0.3",
+		"lr-route-add ovn_cluster_router 100.64.0.3 100.88.0.3",
+		"lr-route-add ovn_cluster_router fd00:10:244:2::/64 fd97::3",
+		"lr-route-add ovn_cluster_router fd98::3 fd97::3",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestAddressesOfManyNodes(t *testing.T) {
 	last := Options{Prefix: "mle", Dir: "/run/mle"}.node(maxNodes)
 	if got, want := last.Address6.String()+" "+last.PodSubnet6.String(), "fd00:18::60 fd00:10:244:50::/64"; got != want {
