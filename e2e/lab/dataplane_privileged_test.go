@@ -139,6 +139,7 @@ func testDataplane(t *testing.T, l *lab.Lab) {
 		{"ingress to a pod that is held", testHeldIngress},
 		{"a pod's address goes to another pod", testAddressReuse},
 		{"endpoints come and go", testChurn},
+		{"a service of IPv6 alone", testIPv6Alone},
 		{"an EndpointSlice with somebody else's pods", testHijack},
 		{"OVN's processes", testOVNProcesses},
 		{"somebody else's hands", testDrift},
@@ -488,6 +489,42 @@ func testChurn(t *testing.T, l *lab.Lab) {
 	await(t, "when it is gone its addresses are ordinary ones", func(ctx context.Context) error {
 		return leave(ctx, l, as(theNode(nodes[2]), pod.Netns)...)
 	})
+}
+
+// testIPv6Alone has a service of IPv6 alone: its pods leave with its address in IPv6, and as they were in IPv4. (That of IPv4 alone is the
+// example, in testDualStack.)
+func testIPv6Alone(t *testing.T, l *lab.Lab) {
+	automatic, name, address := false, "six", netip.MustParseAddr("fd00:19:4::1")
+	meta := metav1.ObjectMeta{Namespace: "default", Name: name}
+	single := corev1.IPFamilyPolicySingleStack
+	service := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeLoadBalancer, Selector: map[string]string{"app": "other"}, Ports: []corev1.ServicePort{{Port: 8080}},
+		IPFamilyPolicy: &single, IPFamilies: []corev1.IPFamily{corev1.IPv6Protocol},
+	}}
+	service.Annotations = map[string]string{"metallb.io/address-pool": name}
+	egress := &egressv1.EgressService{ObjectMeta: meta}
+	create(t, l,
+		&metallbv1beta1.IPAddressPool{
+			ObjectMeta: inMetalLB(name),
+			Spec:       metallbv1beta1.IPAddressPoolSpec{Addresses: []string{address.String() + "/128"}, AutoAssign: &automatic},
+		},
+		service, egress)
+	await(t, "it answers from outside", func(ctx context.Context) error {
+		_, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(address, 8080))
+		return err
+	})
+	expected := func(six func(topology.Node) netip.Addr) []leaving {
+		all := as(theService, examplePods(l)...)
+		for _, node := range l.Topology.Nodes() {
+			all = append(all, leaving{otherPod(l, node), lab.IPv4, node.Address}, leaving{otherPod(l, node), lab.IPv6, six(node)})
+		}
+		return all
+	}
+	await(t, "its pods leave with its address", func(ctx context.Context) error {
+		return leave(ctx, l, expected(func(topology.Node) netip.Addr { return address })...)
+	})
+	remove(t, l, egress)
+	await(t, "without the EgressService they leave with their nodes' addresses", func(ctx context.Context) error { return leave(ctx, l, expected(lab.IPv6.Node)...) })
 }
 
 // testHijack has a tenant name other tenants' pods in EndpointSlices of a Service of his.

@@ -193,6 +193,14 @@ func (n Node) both(pick func(stack) netip.Prefix) []netip.Prefix {
 	return picked
 }
 
+// version is the IP version of an address: "4" or "6".
+func version(address netip.Addr) string {
+	if address.Is4() {
+		return "4"
+	}
+	return "6"
+}
+
 // podSubnet6 is the pod subnet of the node with this number.
 func podSubnet6(number int) netip.Prefix {
 	bytes := PodSubnet6.Addr().As16()

@@ -78,7 +78,7 @@ func (t *Topology) AddressCounters(ctx context.Context, node string, address net
 }
 
 func (t *Topology) countersOf(ctx context.Context, set, node string, address netip.Addr) (uint64, error) {
-	set += map[bool]string{true: "4", false: "6"}[address.Is4()]
+	set += version(address)
 	output, err := run(ctx, "", inNetns(t.options.routerNetns(), "nft", "-j", "list", "set", "bridge", "uplinks", set)...)
 	if err != nil {
 		return 0, err

@@ -135,8 +135,7 @@ type BGPPath struct {
 
 // TorRoutes returns the ToR's paths for exactly this prefix, none where it has no route.
 func (t *Topology) TorRoutes(ctx context.Context, prefix netip.Prefix) ([]BGPPath, error) {
-	family := map[bool]string{true: "ipv4", false: "ipv6"}[prefix.Addr().Is4()]
-	output, err := t.Vtysh(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, prefix))
+	output, err := t.Vtysh(ctx, fmt.Sprintf("show bgp ipv%s unicast %s json", version(prefix.Addr()), prefix))
 	if err != nil {
 		return nil, err
 	}

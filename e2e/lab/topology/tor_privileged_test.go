@@ -58,7 +58,7 @@ func checkRoutes(t *testing.T, topology *Topology, prefix netip.Prefix, hop1, ho
 
 // kernelHops are the gateways of the ToR's route in the kernel.
 func (t *Topology) kernelHops(ctx context.Context, prefix netip.Prefix) ([]string, error) {
-	output, err := run(ctx, "", "ip", "-n", t.RouterNetns(), map[bool]string{true: "-4", false: "-6"}[prefix.Addr().Is4()], "-j", "route", "show", prefix.String())
+	output, err := run(ctx, "", "ip", "-n", t.RouterNetns(), "-"+version(prefix.Addr()), "-j", "route", "show", prefix.String())
 	if err != nil {
 		return nil, err
 	}
