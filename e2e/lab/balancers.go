@@ -85,13 +85,16 @@ func balancersOf(service *corev1.Service, all []discoveryv1.EndpointSlice) []top
 	}
 	var balancers []topology.LoadBalancer
 	for _, port := range service.Spec.Ports {
-		backends := backendsOf(service, port.Name, all)
-		if port.Protocol == corev1.ProtocolSCTP || len(backends) == 0 {
+		if port.Protocol == corev1.ProtocolSCTP {
 			continue
 		}
 		for _, text := range addresses {
 			address, err := netip.ParseAddr(text)
-			if err != nil || !address.Is4() {
+			if err != nil {
+				continue
+			}
+			backends := backendsOf(service, port.Name, address.Is4(), all)
+			if len(backends) == 0 {
 				continue
 			}
 			balancers = append(balancers, topology.LoadBalancer{
@@ -105,7 +108,8 @@ func balancersOf(service *corev1.Service, all []discoveryv1.EndpointSlice) []top
 	return balancers
 }
 
-func backendsOf(service *corev1.Service, port string, all []discoveryv1.EndpointSlice) []netip.AddrPort {
+// backendsOf are the ready endpoints of one family.
+func backendsOf(service *corev1.Service, port string, four bool, all []discoveryv1.EndpointSlice) []netip.AddrPort {
 	var backends []netip.AddrPort
 	for _, slice := range all {
 		if slice.Namespace != service.Namespace || slice.Labels[discoveryv1.LabelServiceName] != service.Name {
@@ -120,7 +124,7 @@ func backendsOf(service *corev1.Service, port string, all []discoveryv1.Endpoint
 					continue
 				}
 				for _, text := range endpoint.Addresses {
-					if address, err := netip.ParseAddr(text); err == nil && address.Is4() {
+					if address, err := netip.ParseAddr(text); err == nil && address.Is4() == four {
 						backends = append(backends, netip.AddrPortFrom(address, uint16(*p.Port)))
 					}
 				}

@@ -35,8 +35,7 @@ func settled(t *testing.T, l *lab.Lab) {
 		if err != nil {
 			return err
 		}
-		_, err = l.Path(ctx, node)
-		return errors.Join(err, everySession(ctx, l, established), problems(ctx, l, nil))
+		return errors.Join(paths(ctx, l, node, families...), everySession(ctx, l, established), problems(ctx, l, nil))
 	})
 }
 
@@ -99,7 +98,7 @@ func awaitPaths(t *testing.T, l *lab.Lab, what string, prefix netip.Prefix, want
 
 // torPaths are the ToR's valid paths, ordered by next hop.
 func torPaths(ctx context.Context, l *lab.Lab, prefix netip.Prefix) ([]torPath, error) {
-	output, err := l.Topology.Vtysh(ctx, fmt.Sprintf("show bgp ipv4 unicast %s json", prefix))
+	output, err := l.Topology.Vtysh(ctx, fmt.Sprintf("show bgp %s unicast %s json", map[bool]string{true: "ipv4", false: "ipv6"}[prefix.Addr().Is4()], prefix))
 	if err != nil {
 		return nil, err
 	}
@@ -130,10 +129,10 @@ func torPaths(ctx context.Context, l *lab.Lab, prefix netip.Prefix) ([]torPath, 
 }
 
 // through are paths through nodes, ordered.
-func through(nodes []topology.Node, communities, largeCommunities string) []torPath {
+func through(f lab.Family, nodes []topology.Node, communities, largeCommunities string) []torPath {
 	var paths []torPath
 	for _, node := range nodes {
-		paths = append(paths, torPath{node.Address.String(), communities, largeCommunities})
+		paths = append(paths, torPath{f.Node(node).String(), communities, largeCommunities})
 	}
 	return paths
 }

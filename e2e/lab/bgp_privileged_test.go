@@ -64,91 +64,123 @@ func testBGP(t *testing.T, l *lab.Lab) {
 	settled(t, l)
 }
 
-// testOrdinaryService has MetalLB announce a Service that no EgressService concerns, with one BGPAdvertisement that is changed again and
-// again.
+// testOrdinaryService has MetalLB announce a dual-stack Service that no EgressService concerns, with one BGPAdvertisement that is changed
+// again and again.
 func testOrdinaryService(t *testing.T, l *lab.Lab) {
-	address := ordinaryService(t, l)
-	prefix := netip.PrefixFrom(address, address.BitLen())
+	addresses := ordinaryService(t, l)
 	nodes := l.Topology.Nodes()
 	advertisement := &metallbv1beta1.BGPAdvertisement{
 		ObjectMeta: inMetalLB("ordinary"),
 		Spec:       metallbv1beta1.BGPAdvertisementSpec{IPAddressPools: []string{"ordinary"}},
 	}
 	create(t, l, advertisement)
-	awaitPaths(t, l, "by default, one path through every node", prefix, through(nodes, "", ""))
-	if _, err := l.Source(t.Context(), l.Topology.OutsideNetns(), netip.AddrPortFrom(address, 8080)); err != nil {
-		t.Errorf("the service does not answer from outside: %v", err)
+	arrive := func(what string, want func(lab.Family) []torPath) {
+		t.Helper()
+		for _, f := range families {
+			address := addresses[f.Name]
+			awaitPaths(t, l, what+", in "+f.Name, netip.PrefixFrom(address, address.BitLen()), want(f))
+		}
+	}
+	arrive("by default, one path through every node", func(f lab.Family) []torPath { return through(f, nodes, "", "") })
+	for _, address := range addresses {
+		if _, err := l.Source(t.Context(), l.Topology.OutsideNetns(), netip.AddrPortFrom(address, 8080)); err != nil {
+			t.Errorf("the service does not answer from outside: %v", err)
+		}
 	}
 	for _, step := range []struct {
 		what   string
 		change func(*metallbv1beta1.BGPAdvertisementSpec)
-		want   []torPath
+		want   func(lab.Family) []torPath
 	}{
 		{"nodeSelectors: one path, through that node", func(s *metallbv1beta1.BGPAdvertisementSpec) {
 			s.NodeSelectors = []metav1.LabelSelector{hostname(nodes[1].Name)}
-		}, through(nodes[1:2], "", "")},
+		}, func(f lab.Family) []torPath { return through(f, nodes[1:2], "", "") }},
 		{"peers, a name of none: no path", func(s *metallbv1beta1.BGPAdvertisementSpec) {
 			s.NodeSelectors, s.Peers = nil, []string{"nobody"}
-		}, nil},
+		}, func(lab.Family) []torPath { return nil }},
 		{"communities, and the ToR as peer: they arrive, from every node", func(s *metallbv1beta1.BGPAdvertisementSpec) {
 			s.Peers, s.Communities = []string{"tor"}, []string{"64512:7", "large:64512:1:2"}
-		}, through(nodes, "64512:7", "64512:1:2")},
+		}, func(f lab.Family) []torPath { return through(f, nodes, "64512:7", "64512:1:2") }},
 	} {
 		before := advertisement.DeepCopy()
 		step.change(&advertisement.Spec)
 		if err := l.Client.Patch(t.Context(), advertisement, client.MergeFrom(before)); err != nil {
 			t.Fatal(err)
 		}
-		awaitPaths(t, l, step.what, prefix, step.want)
+		arrive(step.what, step.want)
 	}
 	remove(t, l, advertisement)
-	awaitPaths(t, l, "without the advertisement no path", prefix, nil)
+	arrive("without the advertisement no path", func(lab.Family) []torPath { return nil })
 }
 
 // ordinaryService makes a LoadBalancer Service in front of the pods that belong to no EgressService, with a pool of its own, and returns
-// its address.
-func ordinaryService(t *testing.T, l *lab.Lab) netip.Addr {
+// its addresses by family.
+func ordinaryService(t *testing.T, l *lab.Lab) map[string]netip.Addr {
 	t.Helper()
-	automatic, name, protocol, port := false, "ordinary", corev1.ProtocolTCP, int32(8080)
-	meta := metav1.ObjectMeta{Namespace: name, Name: name}
-	service := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
-		Type:  corev1.ServiceTypeLoadBalancer,
-		Ports: []corev1.ServicePort{{Name: name, Protocol: protocol, Port: port}},
-	}}
-	service.Annotations = map[string]string{"metallb.io/address-pool": name}
-	endpoints := &discoveryv1.EndpointSlice{
-		ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4,
-		Ports: []discoveryv1.EndpointPort{{Name: &name, Protocol: &protocol, Port: &port}},
-	}
-	endpoints.Labels = map[string]string{discoveryv1.LabelServiceName: name}
-	pods, err := l.Topology.Pods()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, pod := range pods {
-		if pod.Name == lab.OtherPod(pod.Node) {
-			endpoints.Endpoints = append(endpoints.Endpoints, discoveryv1.Endpoint{Addresses: []string{pod.Address.String()}, NodeName: &pod.Node})
-		}
-	}
-	create(t, l,
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}},
-		&metallbv1beta1.IPAddressPool{
-			ObjectMeta: inMetalLB(name),
-			Spec:       metallbv1beta1.IPAddressPoolSpec{Addresses: []string{"172.19.1.0/28"}, AutoAssign: &automatic},
-		},
-		endpoints, service)
-	var address netip.Addr
-	await(t, "MetalLB has given the service an address", func(ctx context.Context) error {
+	const name = "ordinary"
+	create(t, l, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	create(t, l, endpointSlices(t, l, name, lab.OtherPod)...)
+	service := serviceWithPool(t, l, name, "172.19.1.0/28", "fd00:19:1::/124")
+	addresses := map[string]netip.Addr{}
+	await(t, "MetalLB has given the service its addresses", func(ctx context.Context) error {
 		if err := l.Client.Get(ctx, client.ObjectKeyFromObject(service), service); err != nil {
 			return err
 		}
-		if len(service.Status.LoadBalancer.Ingress) != 1 {
-			return fmt.Errorf("addresses %v", service.Status.LoadBalancer.Ingress)
+		for _, ingress := range service.Status.LoadBalancer.Ingress {
+			address, err := netip.ParseAddr(ingress.IP)
+			if err != nil {
+				return err
+			}
+			addresses[map[bool]string{true: lab.IPv4.Name, false: lab.IPv6.Name}[address.Is4()]] = address
 		}
-		address, err = netip.ParseAddr(service.Status.LoadBalancer.Ingress[0].IP)
-		return err
+		if len(addresses) != len(families) {
+			return fmt.Errorf("addresses %v", addresses)
+		}
+		return nil
 	})
-	return address
+	return addresses
+}
+
+// serviceWithPool makes a dual-stack LoadBalancer Service without a selector, and a pool for it alone.
+func serviceWithPool(t *testing.T, l *lab.Lab, name string, pool ...string) *corev1.Service {
+	t.Helper()
+	automatic := false
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: name, Annotations: map[string]string{"metallb.io/address-pool": name}},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, IPFamilyPolicy: &dualStack,
+			Ports: []corev1.ServicePort{{Name: name, Protocol: corev1.ProtocolTCP, Port: 8080}},
+		},
+	}
+	create(t, l, &metallbv1beta1.IPAddressPool{
+		ObjectMeta: inMetalLB(name),
+		Spec:       metallbv1beta1.IPAddressPoolSpec{Addresses: pool, AutoAssign: &automatic},
+	}, service)
+	return service
+}
+
+// endpointSlices have one pod of each kind on each node as endpoints of a Service, one EndpointSlice per family.
+func endpointSlices(t *testing.T, l *lab.Lab, name string, kinds ...func(node string) string) []client.Object {
+	t.Helper()
+	protocol, port := corev1.ProtocolTCP, int32(8080)
+	var all []client.Object
+	for _, f := range families {
+		endpoints := &discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: name, Name: name + "-" + strings.ToLower(f.Name), Labels: map[string]string{discoveryv1.LabelServiceName: name},
+			},
+			AddressType: discoveryv1.AddressType(f.Name),
+			Ports:       []discoveryv1.EndpointPort{{Name: &name, Protocol: &protocol, Port: &port}},
+		}
+		for _, node := range l.Topology.Nodes() {
+			for _, kind := range kinds {
+				address := f.Pod(pod(t, l, kind(node.Name))).String()
+				endpoints.Endpoints = append(endpoints.Endpoints, discoveryv1.Endpoint{Addresses: []string{address}, NodeName: &node.Name})
+			}
+		}
+		all = append(all, endpoints)
+	}
+	return all
 }
 
 // testSessionStates looks at the sessions as frr-k8s' users do.
@@ -326,7 +358,7 @@ spec:
   bgp:
     routers:
     - asn: 64513
-      prefixes: [172.19.2.1/32]
+      prefixes: [172.19.2.1/32, "fd00:19:2::1/128"]
       neighbors:
       - asn: 64512
         interface: eth9
@@ -335,9 +367,10 @@ spec:
         holdTime: 3s
         keepaliveTime: 1s
         enableGracefulRestart: true
+        dualStackAddressFamily: true
         toAdvertise:
           allowed:
-            prefixes: [172.19.2.1/32]
+            prefixes: [172.19.2.1/32, "fd00:19:2::1/128"]
 `
 
 // testNotHonored adds a second writer beside MetalLB on the elected node: what can't be honored is reported, the rest is honored, and the
@@ -348,14 +381,16 @@ func testNotHonored(t *testing.T, l *lab.Lab) {
 		t.Fatal(err)
 	}
 	before := awaitConnections(t, l, "every node has a session", nil)
-	watch := watchPath(t, l, node)
+	watch := watchPath(t, l, node, families...)
 	object := &frrk8sv1beta1.FRRConfiguration{ObjectMeta: inMetalLB("second-writer")}
 	t.Cleanup(func() { remove(t, l, object) })
 	if err := l.Apply(t.Context(), fmt.Appendf(nil, secondWriter, node.Name)); err != nil {
 		t.Fatal(err)
 	}
-	prefix := netip.MustParsePrefix("172.19.2.1/32")
-	awaitPaths(t, l, "what can be honored is", prefix, through([]topology.Node{node}, "", ""))
+	prefixes := []netip.Prefix{netip.MustParsePrefix("172.19.2.1/32"), netip.MustParsePrefix("fd00:19:2::1/128")}
+	for i, f := range families {
+		awaitPaths(t, l, "what can be honored is", prefixes[i], through(f, []topology.Node{node}, "", ""))
+	}
 	if err := l.Client.Get(t.Context(), client.ObjectKeyFromObject(object), object); err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +404,9 @@ func testNotHonored(t *testing.T, l *lab.Lab) {
 		t.Error(err)
 	}
 	remove(t, l, object)
-	awaitPaths(t, l, "without the object its route has gone", prefix, nil)
+	for _, prefix := range prefixes {
+		awaitPaths(t, l, "without the object its route has gone", prefix, nil)
+	}
 	await(t, "and so have the problems", func(ctx context.Context) error { return problems(ctx, l, nil) })
 	if err := sameConnections(t.Context(), l, before); err != nil {
 		t.Error(err)
@@ -411,7 +448,7 @@ func testFRRK8s(t *testing.T, l *lab.Lab) {
 	const name = "frr-k8s-lab"
 	t.Cleanup(func() { remove(t, l, &corev1.Pod{ObjectMeta: inMetalLB(name)}) })
 	labels := map[string]string{"app.kubernetes.io/component": "frr-k8s"}
-	if err := l.Control.CreatePod(t.Context(), controlplane.MetalLBNamespace, name, node.Name, netip.Addr{}, labels); err != nil {
+	if err := l.Control.CreatePod(t.Context(), controlplane.MetalLBNamespace, name, node.Name, nil, labels); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "beside frr-k8s the node has no session and says so", func(ctx context.Context) error {

@@ -87,6 +87,9 @@ func (c *capture) Sources() (map[netip.Addr]int, error) {
 	for line := range strings.Lines(c.output.String()) {
 		_, rest, ok := strings.Cut(line, " IP ")
 		if !ok {
+			_, rest, ok = strings.Cut(line, " IP6 ")
+		}
+		if !ok {
 			continue
 		}
 		source, _, _ := strings.Cut(rest, " > ")
@@ -114,7 +117,7 @@ func (c *capture) Close() {
 // sourceUDP asks a server by one datagram, sent again while no answer comes, which source it
 // sees.
 func (l *Lab) sourceUDP(ctx context.Context, netns string, server netip.AddrPort) (netip.Addr, error) {
-	connection, err := topology.DialContext(netns)(ctx, "udp4", server.String())
+	connection, err := topology.DialContext(netns)(ctx, "udp", server.String())
 	if err != nil {
 		return netip.Addr{}, err
 	}

@@ -50,40 +50,42 @@ func checkPath(ctx context.Context, l *Lab) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return l.Path(ctx, node)
+		return l.Path(ctx, IPv4, node)
 	})
 }
 
-// checkIngress asks the service from outside and counts, at the ToR, on whose uplinks the
-// packets to and from the address were.
-func checkIngress(ctx context.Context, l *Lab) (string, error) {
+func checkIngress(ctx context.Context, l *Lab) (string, error) { return l.Ingress(ctx, IPv4) }
+
+// Ingress asks the service from outside and counts, at the ToR, on whose uplinks the packets to
+// and from the address were.
+func (l *Lab) Ingress(ctx context.Context, f Family) (string, error) {
 	elected, err := l.Elected(ctx)
 	if err != nil {
 		return "", err
 	}
 	if _, err := Eventually(ctx, settleTime, func(ctx context.Context) (string, error) {
-		_, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(ExampleAddress, serverPort))
+		_, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(f.Service, serverPort))
 		return "", err
 	}); err != nil {
 		return "", err
 	}
-	before, err := l.counters(ctx)
+	before, err := l.counters(ctx, f)
 	if err != nil {
 		return "", err
 	}
 	const requests = 10
 	for range requests {
-		if _, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(ExampleAddress, serverPort)); err != nil {
+		if _, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(f.Service, serverPort)); err != nil {
 			return "", err
 		}
 	}
-	return l.onlyThrough(ctx, elected, before, fmt.Sprintf("%d of %d requests answered", requests, requests))
+	return l.onlyThrough(ctx, f, elected, before, fmt.Sprintf("%d of %d requests answered", requests, requests))
 }
 
-func (l *Lab) counters(ctx context.Context) (map[string]topology.Counters, error) {
+func (l *Lab) counters(ctx context.Context, f Family) (map[string]topology.Counters, error) {
 	counters := map[string]topology.Counters{}
 	for _, node := range l.Topology.Nodes() {
-		c, err := l.Topology.AddressCounters(ctx, node.Name, ExampleAddress)
+		c, err := l.Topology.AddressCounters(ctx, node.Name, f.Service)
 		if err != nil {
 			return nil, err
 		}
@@ -94,8 +96,8 @@ func (l *Lab) counters(ctx context.Context) (map[string]topology.Counters, error
 
 // onlyThrough checks that since before packets of the address were seen on the elected node's
 // uplink, in both directions, and on no other.
-func (l *Lab) onlyThrough(ctx context.Context, elected topology.Node, before map[string]topology.Counters, what string) (string, error) {
-	after, err := l.counters(ctx)
+func (l *Lab) onlyThrough(ctx context.Context, f Family, elected topology.Node, before map[string]topology.Counters, what string) (string, error) {
+	after, err := l.counters(ctx, f)
 	if err != nil {
 		return "", err
 	}
@@ -107,29 +109,31 @@ func (l *Lab) onlyThrough(ctx context.Context, elected topology.Node, before map
 			err = errors.Join(err, fmt.Errorf("packets on the uplink of %s: %d in, %d out, while %s is elected", node.Name, in, out, elected.Name))
 		}
 	}
-	return fmt.Sprintf("%s; packets of %s on the uplinks: %s", what, ExampleAddress, strings.Join(seen, ", ")), err
+	return fmt.Sprintf("%s; packets of %s on the uplinks: %s", what, f.Service, strings.Join(seen, ", ")), err
 }
 
-// checkEgress has every pod of the service ask the server outside, which tells the source it
+func checkEgress(ctx context.Context, l *Lab) (string, error) { return l.Egress(ctx, IPv4) }
+
+// Egress has every pod of the service ask the server outside, which tells the source it
 // saw, while tcpdump listens between the ToR and that server.
-func checkEgress(ctx context.Context, l *Lab) (string, error) {
+func (l *Lab) Egress(ctx context.Context, f Family) (string, error) {
 	elected, err := l.Elected(ctx)
 	if err != nil {
 		return "", err
 	}
-	before, err := l.counters(ctx)
+	before, err := l.counters(ctx, f)
 	if err != nil {
 		return "", err
 	}
-	capture, err := l.capture(ctx, "tcp port 80 and dst host "+topology.OutsideAddress.String())
+	capture, err := l.capture(ctx, fmt.Sprintf("tcp port %d and dst host %s", outsidePort, f.Outside.Addr()))
 	if err != nil {
 		return "", err
 	}
 	defer capture.Close()
 	var seen []string
 	for _, node := range l.Topology.Nodes() {
-		source, err := l.Source(ctx, l.pod(ExamplePod(node.Name)), outside)
-		if err == nil && source != ExampleAddress {
+		source, err := l.Source(ctx, l.pod(ExamplePod(node.Name)), f.Outside)
+		if err == nil && source != f.Service {
 			err = fmt.Errorf("pod %s was seen as %s", ExamplePod(node.Name), source)
 		}
 		if err != nil {
@@ -141,32 +145,34 @@ func checkEgress(ctx context.Context, l *Lab) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(sources) != 1 || sources[ExampleAddress] == 0 {
-		return "", fmt.Errorf("tcpdump saw the sources %v, want %s alone", sources, ExampleAddress)
+	if len(sources) != 1 || sources[f.Service] == 0 {
+		return "", fmt.Errorf("tcpdump saw the sources %v, want %s alone", sources, f.Service)
 	}
 	what := fmt.Sprintf("the server saw %s from %s; tcpdump %d packets, all from %s",
-		ExampleAddress, strings.Join(seen, ", "), sources[ExampleAddress], ExampleAddress)
-	return l.onlyThrough(ctx, elected, before, what)
+		f.Service, strings.Join(seen, ", "), sources[f.Service], f.Service)
+	return l.onlyThrough(ctx, f, elected, before, what)
 }
 
 // pod is the network namespace of a pod.
 func (l *Lab) pod(name string) string { return l.Prefix + "-pod-" + name }
 
-// checkOthers looks at everything that must not carry the LoadBalancer IP.
-func checkOthers(ctx context.Context, l *Lab) (string, error) {
+func checkOthers(ctx context.Context, l *Lab) (string, error) { return l.Others(ctx, IPv4) }
+
+// Others looks at everything that must not carry the LoadBalancer IP.
+func (l *Lab) Others(ctx context.Context, f Family) (string, error) {
 	pods, err := l.Topology.Pods()
 	if err != nil {
 		return "", err
 	}
 	addresses := map[string]netip.Addr{}
 	for _, pod := range pods {
-		addresses[pod.Name] = pod.Address
+		addresses[pod.Name] = f.Pod(pod)
 	}
 	var service corev1.Service
 	if err := l.Client.Get(ctx, client.ObjectKey{Namespace: otherNamespace, Name: "other"}, &service); err != nil {
 		return "", err
 	}
-	clusterIP, err := netip.ParseAddr(service.Spec.ClusterIP)
+	clusterIP, err := clusterIPOf(&service, f)
 	if err != nil {
 		return "", err
 	}
@@ -186,13 +192,13 @@ func checkOthers(ctx context.Context, l *Lab) (string, error) {
 	for i, node := range nodes {
 		other := nodes[(i+1)%len(nodes)]
 		example, plain := ExamplePod(node.Name), OtherPod(node.Name)
-		expect("pod that is no endpoint to outside", plain, outside, node.Address)
+		expect("pod that is no endpoint to outside", plain, f.Outside, f.Node(node))
 		for _, pod := range []string{example, plain} {
 			expect("pod to pod on its node", pod, netip.AddrPortFrom(addresses[OtherPod(node.Name)], serverPort), addresses[pod])
 			expect("pod to pod on another node", pod, netip.AddrPortFrom(addresses[OtherPod(other.Name)], serverPort), addresses[pod])
 			expect("pod to example pod on another node", pod, netip.AddrPortFrom(addresses[ExamplePod(other.Name)], serverPort), addresses[pod])
-			expect("pod to its own node", pod, netip.AddrPortFrom(node.Address, nodePort), addresses[pod])
-			expect("pod to another node", pod, netip.AddrPortFrom(other.Address, nodePort), node.Address)
+			expect("pod to its own node", pod, netip.AddrPortFrom(f.Node(node), nodePort), addresses[pod])
+			expect("pod to another node", pod, netip.AddrPortFrom(f.Node(other), nodePort), f.Node(node))
 		}
 		errs = append(errs, l.toClusterIP(ctx, example, netip.AddrPortFrom(clusterIP, serverPort), addresses[example]))
 		count++
@@ -202,6 +208,16 @@ func checkOthers(ctx context.Context, l *Lab) (string, error) {
 	}
 	return fmt.Sprintf("%d connections on %d nodes: pods keep their address to pods, to their node and to ClusterIPs (TCP and UDP), "+
 		"take their node's to other nodes; pods that are no endpoint leave with their node's", count, len(nodes)), nil
+}
+
+// clusterIPOf is the Service's address of a family.
+func clusterIPOf(service *corev1.Service, f Family) (netip.Addr, error) {
+	for _, text := range service.Spec.ClusterIPs {
+		if address, err := netip.ParseAddr(text); err == nil && address.Is4() == f.Service.Is4() {
+			return address, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("service %s has no %s address among %v", service.Name, f.Name, service.Spec.ClusterIPs)
 }
 
 // toClusterIP asks a ClusterIP as pods ask cluster DNS, by UDP too. The pod itself may be the
@@ -247,7 +263,7 @@ func checkMove(ctx context.Context, l *Lab) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return l.Path(ctx, node)
+		return l.Path(ctx, IPv4, node)
 	}); err != nil {
 		return "", err
 	}
@@ -297,13 +313,13 @@ func checkGuard(ctx context.Context, l *Lab) (string, error) {
 		return "", err
 	}
 	err = Always(ctx, 2*time.Second, func(ctx context.Context) error {
-		_, err := l.Path(ctx, elected)
+		_, err := l.Path(ctx, IPv4, elected)
 		return err
 	})
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("MetalLB offers %s on %s; the ToR has one path, through %s", examplePrefix, offered, elected.Name), err
+	return fmt.Sprintf("MetalLB offers %s on %s; the ToR has one path, through %s", IPv4.Prefix(), offered, elected.Name), err
 }
 
 func checkDelete(ctx context.Context, l *Lab) (string, error) {
@@ -316,7 +332,7 @@ func checkDelete(ctx context.Context, l *Lab) (string, error) {
 		return "", err
 	}
 	for _, node := range l.Topology.Nodes() {
-		source, err := l.Source(ctx, l.pod(ExamplePod(node.Name)), outside)
+		source, err := l.Source(ctx, l.pod(ExamplePod(node.Name)), IPv4.Outside)
 		if err == nil && source != node.Address {
 			err = fmt.Errorf("pod %s still leaves as %s", ExamplePod(node.Name), source)
 		}
@@ -368,7 +384,7 @@ func checkAcknowledgement(ctx context.Context, l *Lab) (_ string, err error) {
 		if err == nil && len(labelled) > 0 {
 			err = fmt.Errorf("%v has the label before the acknowledgement", labelled)
 		}
-		return errors.Join(err, l.noPath(ctx))
+		return errors.Join(err, l.NoPath(ctx, IPv4))
 	})
 	if err != nil {
 		return "", err

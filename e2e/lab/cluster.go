@@ -24,6 +24,8 @@ const (
 	// serverPort is where the pods, and the nodes themselves, answer with the source they see.
 	serverPort = 8080
 	nodePort   = 9000
+	// outsidePort is of the server outside.
+	outsidePort = 80
 )
 
 // Namespaces and labels of the lab's pods.
@@ -43,7 +45,7 @@ func OtherPod(node string) string { return "other-" + node }
 func (l *Lab) upNodes(ctx context.Context) error {
 	var processes []controlplane.NodeProcess
 	for _, node := range l.Topology.Nodes() {
-		if err := l.Control.CreateNode(ctx, node.Name, node.Address, node.Annotations, map[string]string{workerLabel: ""}); err != nil {
+		if err := l.Control.CreateNode(ctx, node.Name, node.Addresses(), node.Annotations, map[string]string{workerLabel: ""}); err != nil {
 			return err
 		}
 		processes = append(processes, controlplane.NodeProcess{Name: node.Name, Netns: node.Netns})
@@ -137,7 +139,7 @@ func (l *Lab) serviceAccount(ctx context.Context, name string) (kubeconfig strin
 // upPods starts one pod of the example and one other pod on each node, and the servers outside
 // and on the nodes that tell which source they see.
 func (l *Lab) upPods(ctx context.Context) error {
-	if err := l.startServer(ctx, "outside", l.Topology.OutsideNetns(), 80); err != nil {
+	if err := l.startServer(ctx, "outside", l.Topology.OutsideNetns(), outsidePort); err != nil {
 		return err
 	}
 	for _, node := range l.Topology.Nodes() {
@@ -162,13 +164,13 @@ func (l *Lab) addPod(ctx context.Context, namespace, name, node string, labels m
 	if err := l.startServer(ctx, name, pod.Netns, serverPort); err != nil {
 		return err
 	}
-	return l.Control.CreatePod(ctx, namespace, name, node, pod.Address, labels)
+	return l.Control.CreatePod(ctx, namespace, name, node, pod.Addresses(), labels)
 }
 
 func (l *Lab) startServer(ctx context.Context, name, netns string, port uint16) error {
 	return l.Processes.Start(ctx, process.Spec{
 		Name: "whoami-" + name, Netns: netns, Path: filepath.Join(l.Programs, "whoami"),
-		Args: []string{"-listen", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String()},
+		Args: []string{"-listen", netip.AddrPortFrom(netip.IPv6Unspecified(), port).String()},
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,8 +26,8 @@ import (
 	"github.com/metallb-egress/metallb-egress/e2e/lab/topology"
 )
 
-// outside is the server on the host behind the ToR that says which source it sees, by HTTP and by UDP.
-var outside = netip.AddrPortFrom(topology.OutsideAddress, 80)
+// families are the IP versions of the example, once testDualStack has given it both.
+var families = []lab.Family{lab.IPv4, lab.IPv6}
 
 // conversationPort is of the server outside that repeats what it is told.
 const conversationPort = 7777
@@ -35,8 +36,83 @@ func examplePod(l *lab.Lab, node topology.Node) string {
 	return l.Prefix + "-pod-" + lab.ExamplePod(node.Name)
 }
 
-// podAddress is where a pod's server listens.
-func podAddress(t *testing.T, l *lab.Lab, name string) netip.AddrPort {
+func otherPod(l *lab.Lab, node topology.Node) string {
+	return l.Prefix + "-pod-" + lab.OtherPod(node.Name)
+}
+
+// paths checks that the ToR has one path to the example's address of each family, through the node.
+func paths(ctx context.Context, l *lab.Lab, node topology.Node, families ...lab.Family) error {
+	var errs []error
+	for _, f := range families {
+		_, err := l.Path(ctx, f, node)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// noPaths checks that the ToR has none.
+func noPaths(ctx context.Context, l *lab.Lab) error {
+	return errors.Join(l.NoPath(ctx, lab.IPv4), l.NoPath(ctx, lab.IPv6))
+}
+
+// leaving is a namespace and the source that the server outside should see of it in a family. No address: it should not see it at all.
+type leaving struct {
+	netns  string
+	family lab.Family
+	want   netip.Addr
+}
+
+// as is what namespaces should leave as in both families.
+func as(want func(lab.Family) netip.Addr, namespaces ...string) []leaving {
+	var all []leaving
+	for _, f := range families {
+		for _, netns := range namespaces {
+			all = append(all, leaving{netns, f, want(f)})
+		}
+	}
+	return all
+}
+
+// theService is the LoadBalancer IP, nobody is no source.
+func theService(f lab.Family) netip.Addr { return f.Service }
+func nobody(lab.Family) netip.Addr       { return netip.Addr{} }
+
+// theNode is the node's own address.
+func theNode(node topology.Node) func(lab.Family) netip.Addr {
+	return func(f lab.Family) netip.Addr { return f.Node(node) }
+}
+
+// examplePods are the namespaces of the service's pods.
+func examplePods(l *lab.Lab) []string {
+	var pods []string
+	for _, node := range l.Topology.Nodes() {
+		pods = append(pods, examplePod(l, node))
+	}
+	return pods
+}
+
+// leave has all of them ask at the same time.
+func leave(ctx context.Context, l *lab.Lab, all ...leaving) error {
+	errs := make([]error, len(all))
+	var group sync.WaitGroup
+	for i, s := range all {
+		group.Go(func() {
+			got, err := l.Source(ctx, s.netns, s.family.Outside)
+			switch {
+			case !s.want.IsValid() && err != nil: // as it should be
+			case err != nil:
+				errs[i] = fmt.Errorf("%s in %s: %w", s.netns, s.family.Name, err)
+			case got != s.want:
+				errs[i] = fmt.Errorf("%s leaves in %s as %s, want %s", s.netns, s.family.Name, got, s.want)
+			}
+		})
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+// pod is a pod of the topology.
+func pod(t *testing.T, l *lab.Lab, name string) topology.Pod {
 	t.Helper()
 	pods, err := l.Topology.Pods()
 	if err != nil {
@@ -46,7 +122,7 @@ func podAddress(t *testing.T, l *lab.Lab, name string) netip.AddrPort {
 	if i < 0 {
 		t.Fatalf("no pod %s", name)
 	}
-	return netip.AddrPortFrom(pods[i].Address, 8080)
+	return pods[i]
 }
 
 // change edits the example's EgressService.
@@ -75,55 +151,60 @@ func moveTo(t *testing.T, l *lab.Lab, node topology.Node) {
 			err = fmt.Errorf("%s is elected", elected.Name)
 		}
 		if err == nil {
-			_, err = l.Path(ctx, node)
+			err = paths(ctx, l, node, families...)
 		}
 		return err
 	})
 }
 
-// conversations are TCP connections of pods to a server outside, which repeats a word each 10 ms: enough for what a node remembers of a
-// connection to be out of date soon after it has moved elsewhere.
+// rhythm is the time between two words of a conversation, and between two datagrams.
+const rhythm = 20 * time.Millisecond
+
+// conversations are TCP connections of pods to a server outside, which repeats each word: enough for what a node remembers of a connection
+// to be out of date soon after it has moved elsewhere.
 type conversations struct {
 	list  []*conversation
 	wrong func() int
 }
 
 type conversation struct {
-	netns   string
+	name    string
 	rounds  atomic.Int64
 	longest atomic.Int64 // nanoseconds
 	stop    chan struct{}
 	ended   chan error
 }
 
-// startConversations has the example's pods on these nodes begin to talk.
+// startConversations has the example's pods on these nodes begin to talk, in both families.
 func startConversations(t *testing.T, l *lab.Lab, nodes []topology.Node) *conversations {
 	t.Helper()
 	c := &conversations{wrong: watchSources(t, l)}
 	for _, node := range nodes {
-		c.list = append(c.list, startConversation(t, l, examplePod(l, node)))
+		for _, f := range families {
+			c.list = append(c.list, startConversation(t, l, f, examplePod(l, node)))
+		}
 	}
+	c.goOn(t)
 	return c
 }
 
-func startConversation(t *testing.T, l *lab.Lab, netns string) *conversation {
+func startConversation(t *testing.T, l *lab.Lab, f lab.Family, netns string) *conversation {
 	t.Helper()
-	server := netip.AddrPortFrom(topology.OutsideAddress, conversationPort).String()
+	server := netip.AddrPortFrom(f.Outside.Addr(), conversationPort).String()
 	serve(t, l, server)
-	connection, err := topology.DialContext(netns)(t.Context(), "tcp4", server)
+	connection, err := topology.DialContext(netns)(t.Context(), "tcp", server)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &conversation{netns: netns, stop: make(chan struct{}), ended: make(chan error, 1)}
+	c := &conversation{name: netns + " in " + f.Name, stop: make(chan struct{}), ended: make(chan error, 1)}
 	go func() { c.ended <- c.talk(connection) }()
-	c.goOn(t)
 	return c
 }
 
 // serve repeats what it is told, until the test ends. A server that is there already serves.
 func serve(t *testing.T, l *lab.Lab, address string) {
 	t.Helper()
-	listener, err := topology.Listen(l.Topology.OutsideNetns(), "tcp4", address)
+	listener, err := topology.Listen(l.Topology.OutsideNetns(), "tcp", address)
 	if err != nil {
 		return // by an earlier conversation of this test
 	}
@@ -145,7 +226,7 @@ func serve(t *testing.T, l *lab.Lab, address string) {
 func (c *conversation) talk(connection net.Conn) error {
 	defer func() { _ = connection.Close() }()
 	word := make([]byte, 16<<10)
-	pause := time.NewTicker(10 * time.Millisecond)
+	pause := time.NewTicker(rhythm)
 	defer pause.Stop()
 	for {
 		select {
@@ -168,18 +249,24 @@ func (c *conversation) talk(connection net.Conn) error {
 	}
 }
 
-// goOn waits for more rounds.
-func (c *conversation) goOn(t *testing.T) {
+// goOn waits for more rounds of all.
+func goOn(t *testing.T, conversations ...*conversation) {
 	t.Helper()
-	target := c.rounds.Load() + 20
-	await(t, "the conversation of "+c.netns+" goes on", func(context.Context) error {
-		select {
-		case err := <-c.ended:
-			t.Fatalf("the conversation of %s has ended: %v", c.netns, err)
-		default:
-		}
-		if n := c.rounds.Load(); n < target {
-			return fmt.Errorf("round %d", n)
+	const more = 10
+	targets := make([]int64, len(conversations))
+	for i, c := range conversations {
+		targets[i] = c.rounds.Load() + more
+	}
+	await(t, "conversations go on", func(context.Context) error {
+		for i, c := range conversations {
+			select {
+			case err := <-c.ended:
+				t.Fatalf("the conversation of %s has ended: %v", c.name, err)
+			default:
+			}
+			if n := c.rounds.Load(); n < targets[i] {
+				return fmt.Errorf("the conversation of %s: round %d, want %d", c.name, n, targets[i])
+			}
 		}
 		return nil
 	})
@@ -189,16 +276,14 @@ func (c *conversation) end(t *testing.T) {
 	t.Helper()
 	close(c.stop)
 	if err := <-c.ended; err != nil {
-		t.Errorf("%s: %v", c.netns, err)
+		t.Errorf("%s: %v", c.name, err)
 	}
-	t.Logf("%s: %d rounds, the longest took %s", c.netns, c.rounds.Load(), time.Duration(c.longest.Load()).Round(time.Millisecond))
+	t.Logf("%s: %d rounds, the longest took %s", c.name, c.rounds.Load(), time.Duration(c.longest.Load()).Round(time.Millisecond))
 }
 
 func (c *conversations) goOn(t *testing.T) {
 	t.Helper()
-	for _, one := range c.list {
-		one.goOn(t)
-	}
+	goOn(t, c.list...)
 }
 
 // end ends all, and fails for packets with another source than the LoadBalancer IP.
@@ -212,18 +297,18 @@ func (c *conversations) end(t *testing.T) {
 	}
 }
 
-// startDatagrams has a pod ask the server outside by a datagram every 10 ms, until the returned function is called, which tells how many
-// were sent and how many of them had no answer.
-func startDatagrams(t *testing.T, netns string) func() (sent, lost int) {
+// startDatagrams has a pod ask the server outside by datagrams, until the returned function is called, which tells how many were sent and
+// how many of them had no answer.
+func startDatagrams(t *testing.T, f lab.Family, netns string) func() (sent, lost int) {
 	t.Helper()
-	connection, err := topology.DialContext(netns)(t.Context(), "udp4", outside.String())
+	connection, err := topology.DialContext(netns)(t.Context(), "udp", f.Outside.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = connection.Close() })
 	stop, sentAll := make(chan struct{}), make(chan int)
 	go func() {
-		pause := time.NewTicker(10 * time.Millisecond)
+		pause := time.NewTicker(rhythm)
 		defer pause.Stop()
 		for sent := 0; ; sent++ {
 			select {
@@ -267,8 +352,9 @@ func watchSources(t *testing.T, l *lab.Lab) func() int {
 		output, err := l.Topology.Exec(ctx, l.Topology.OutsideNetns(), append([]string{"nft"}, args...)...)
 		return string(output), err
 	}
-	rules := fmt.Sprintf("table inet %s { counter wrong { } ; chain in { type filter hook prerouting priority -300; tcp dport %d ip saddr != %s counter name wrong; }; }",
-		table, conversationPort, lab.ExampleAddress)
+	rules := fmt.Sprintf("table inet %s { counter wrong { } ; chain in { type filter hook prerouting priority -300; "+
+		"tcp dport %[2]d ip saddr != %[3]s counter name wrong; tcp dport %[2]d ip6 saddr != %[4]s counter name wrong; }; }",
+		table, conversationPort, lab.IPv4.Service, lab.IPv6.Service)
 	if output, err := exec(t.Context(), rules); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
@@ -337,7 +423,7 @@ func askUDP(ctx context.Context, netns string, server netip.AddrPort) error {
 
 // sourceOfUDP is the source that a server sees of a datagram from a port, 0 being any.
 func sourceOfUDP(ctx context.Context, netns string, port uint16, server netip.AddrPort) (netip.Addr, error) {
-	connection, err := topology.DialFrom(netns, port)(ctx, "udp4", server.String())
+	connection, err := topology.DialFrom(netns, port)(ctx, "udp", server.String())
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -364,15 +450,11 @@ func oneMoreEndpoint(t *testing.T, l *lab.Lab, node topology.Node) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Address, map[string]string{"app": "example"}); err != nil {
+	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Addresses(), map[string]string{"app": "example"}); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "one more pod on "+node.Name+" leaves with the LoadBalancer IP", func(ctx context.Context) error {
-		source, err := l.Source(ctx, pod.Netns, outside)
-		if err == nil && source != lab.ExampleAddress {
-			err = fmt.Errorf("it leaves as %s", source)
-		}
-		return err
+		return leave(ctx, l, as(theService, pod.Netns)...)
 	})
 	if err := errors.Join(l.Control.DeletePod(t.Context(), lab.ExampleService.Namespace, pod.Name), l.Topology.RemovePod(t.Context(), pod.Name)); err != nil {
 		t.Fatal(err)

@@ -29,7 +29,103 @@ import (
 	"github.com/metallb-egress/metallb-egress/e2e/lab/topology"
 )
 
-// testDataplane has real packets go through everything that can happen to a service. It leaves the lab as it was.
+// testDualStack gives the example, which has one family, the other one, takes it away again, and gives it back: for the rest of the tests.
+// What the first family does goes on all the time.
+func testDualStack(t *testing.T, l *lab.Lab) {
+	wrong := watchSources(t, l)
+	var talk []*conversation
+	for _, netns := range examplePods(l) {
+		talk = append(talk, startConversation(t, l, lab.IPv4, netns))
+	}
+	node, err := l.Elected(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := watchPath(t, l, node, lab.IPv4)
+	for _, want := range []bool{false, true, false, true} {
+		setDualStack(t, l, want)
+		if want {
+			await(t, "announced in both families", func(ctx context.Context) error { return paths(ctx, l, node, families...) })
+			leaveWithService(t, l)
+		} else {
+			await(t, "in IPv6 the pods are as any", func(ctx context.Context) error { return ordinaryIPv6(ctx, l) })
+		}
+		goOn(t, talk...)
+	}
+	for what, check := range map[string]func(context.Context, lab.Family) (string, error){
+		"from outside": l.Ingress, "to the outside": l.Egress, "everything else": l.Others,
+	} {
+		if seen, err := check(t.Context(), lab.IPv6); err != nil {
+			t.Errorf("%s: %v", what, err)
+		} else {
+			t.Logf("%s: %s", what, seen)
+		}
+	}
+	for _, one := range talk {
+		one.end(t)
+	}
+	if looks, err := watch(); err != nil {
+		t.Errorf("after %d looks: %v", looks, err)
+	}
+	if n := wrong(); n != 0 {
+		t.Errorf("%d packets with a wrong source", n)
+	}
+}
+
+// setDualStack gives the Service both families, or IPv4 alone.
+func setDualStack(t *testing.T, l *lab.Lab, want bool) {
+	t.Helper()
+	pool := &metallbv1beta1.IPAddressPool{ObjectMeta: inMetalLB("example-pool")}
+	if err := l.Client.Get(t.Context(), client.ObjectKeyFromObject(pool), pool); err != nil {
+		t.Fatal(err)
+	}
+	before := pool.DeepCopy()
+	pool.Spec.Addresses = []string{lab.IPv4.Prefix().String(), lab.IPv6.Prefix().String()}
+	if err := l.Client.Patch(t.Context(), pool, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	editService(t, l, func(s *corev1.Service) {
+		policy := corev1.IPFamilyPolicySingleStack
+		if want {
+			policy = dualStack
+		}
+		s.Spec.IPFamilyPolicy = &policy
+	})
+}
+
+// ordinaryIPv6 checks that in IPv6 nothing of an egress service is left.
+func ordinaryIPv6(ctx context.Context, l *lab.Lab) error {
+	errs := []error{l.NoPath(ctx, lab.IPv6)}
+	for _, node := range l.Topology.Nodes() {
+		errs = append(errs, leave(ctx, l, leaving{examplePod(l, node), lab.IPv6, node.Address6}))
+		table, err := l.Topology.Exec(ctx, node.Netns, "nft", "list", "table", "inet", "metallb-egress")
+		entries, err2 := l.Topology.Exec(ctx, node.Netns, "conntrack", "-L", "-f", "ipv6", "-q", lab.IPv6.Service.String())
+		sets, err3 := l.Topology.Exec(ctx, node.Netns, "ovn-nbctl", "--db=unix:"+node.NorthboundSocket, "--bare", "--columns=name", "list", "Address_Set")
+		errs = append(errs, err, err2, err3)
+		if strings.Contains(string(table), lab.IPv6.Service.String()) || len(entries) > 0 || strings.Contains(string(sets), "metallb_egress_served_ip6") {
+			errs = append(errs, fmt.Errorf("left on %s:\n%s\n%s\n%s", node.Name, table, entries, sets))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// editService edits the example's Service.
+func editService(t *testing.T, l *lab.Lab, edit func(*corev1.Service)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	service := &corev1.Service{}
+	if err := l.Client.Get(ctx, lab.ExampleService, service); err != nil {
+		t.Fatal(err)
+	}
+	before := service.DeepCopy()
+	edit(service)
+	if err := l.Client.Patch(ctx, service, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testDataplane has real packets go, in both families, through everything that can happen to a service. It leaves the lab as it was.
 func testDataplane(t *testing.T, l *lab.Lab) {
 	change(t, l, func(e *egressv1.EgressService) { e.Spec.NodeSelector = metav1.LabelSelector{} })
 	for _, test := range []struct {
@@ -44,6 +140,7 @@ func testDataplane(t *testing.T, l *lab.Lab) {
 		{"ingress to a pod that is held", testHeldIngress},
 		{"a pod's address goes to another pod", testAddressReuse},
 		{"endpoints come and go", testChurn},
+		{"a service of IPv6 alone", testIPv6Alone},
 		{"an EndpointSlice with somebody else's pods", testHijack},
 		{"OVN's processes", testOVNProcesses},
 		{"somebody else's hands", testDrift},
@@ -103,7 +200,7 @@ func testNodeDeath(t *testing.T, l *lab.Lab) {
 			err = errors.New("the dead node is still elected")
 		}
 		if err == nil {
-			_, err = l.Path(ctx, node)
+			err = paths(ctx, l, node, families...)
 		}
 		return err
 	})
@@ -111,51 +208,26 @@ func testNodeDeath(t *testing.T, l *lab.Lab) {
 	conversations.end(t)
 }
 
-// testGuard sends to the address what nothing in the cluster waits for, and what a second Service does.
+// testGuard sends to the addresses what nothing in the cluster waits for, and what a second Service does.
 func testGuard(t *testing.T, l *lab.Lab) {
 	node, err := l.Elected(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, loops := addressCounters(t, l, node, lab.ExampleAddress), addressCounters(t, l, node, topology.OutsideAddress)
-	if _, err := l.Source(t.Context(), l.Topology.OutsideNetns(), netip.AddrPortFrom(lab.ExampleAddress, 81)); err == nil {
-		t.Error("a port that no Service has answers")
-	}
-	after := addressCounters(t, l, node, lab.ExampleAddress)
-	if n := addressCounters(t, l, node, topology.OutsideAddress).FromNode - loops.FromNode; n > 0 {
-		t.Errorf("the node has sent %d of the packets back", n)
-	}
-	// curl asks for three seconds: one SYN and two repetitions.
-	if n := after.ToNode - before.ToNode; n < 1 || n > 3 || after.FromNode != before.FromNode {
-		t.Errorf("%d packets to the node and %d from it, want one to three and none", n, after.FromNode-before.FromNode)
-	}
-	if got := counters(t, l, node)["guard_closed"]; got == 0 {
-		t.Error("nothing was counted")
+	for _, f := range families {
+		testClosedPort(t, l, f, node)
 	}
 
-	// A UDP port of the Service, and another ordinary Service with the address.
-	service := &corev1.Service{}
-	editService := func(edit func(*corev1.Service)) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Client.Get(ctx, lab.ExampleService, service); err != nil {
-			t.Fatal(err)
-		}
-		before := service.DeepCopy()
-		edit(service)
-		if err := l.Client.Patch(ctx, service, client.MergeFrom(before)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	// A UDP port of the Service, and another ordinary Service with the addresses.
 	const sharing = "metallb.io/allow-shared-ip"
 	var tcp []corev1.ServicePort
-	editService(func(s *corev1.Service) {
+	editService(t, l, func(s *corev1.Service) {
 		tcp = append(tcp, s.Spec.Ports...)
 		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "udp", Protocol: corev1.ProtocolUDP, Port: 8080, TargetPort: intstr.FromInt32(8080)})
 		s.Annotations[sharing] = "example"
 	})
 	t.Cleanup(func() {
-		editService(func(s *corev1.Service) {
+		editService(t, l, func(s *corev1.Service) {
 			s.Spec.Ports = tcp
 			delete(s.Annotations, sharing)
 		})
@@ -163,21 +235,47 @@ func testGuard(t *testing.T, l *lab.Lab) {
 	create(t, l, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "default", Name: "shares",
-			Annotations: map[string]string{sharing: "example", "metallb.io/loadBalancerIPs": lab.ExampleAddress.String()},
+			Annotations: map[string]string{sharing: "example", "metallb.io/loadBalancerIPs": lab.IPv4.Service.String() + "," + lab.IPv6.Service.String()},
 		},
 		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeLoadBalancer, Selector: map[string]string{"app": "other"},
+			Type: corev1.ServiceTypeLoadBalancer, Selector: map[string]string{"app": "other"}, IPFamilyPolicy: &dualStack,
 			Ports: []corev1.ServicePort{{Port: 8888, TargetPort: intstr.FromInt32(8080)}},
 		},
 	})
-	await(t, "the UDP port answers", func(ctx context.Context) error {
-		return askUDP(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(lab.ExampleAddress, 8080))
-	})
-	await(t, "the second Service answers", func(ctx context.Context) error {
-		_, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(lab.ExampleAddress, 8888))
-		return err
-	})
+	for _, f := range families {
+		await(t, "the UDP port answers in "+f.Name, func(ctx context.Context) error {
+			return askUDP(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(f.Service, 8080))
+		})
+		await(t, "the second Service answers in "+f.Name, func(ctx context.Context) error {
+			_, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(f.Service, 8888))
+			return err
+		})
+	}
 }
+
+// testClosedPort asks for a port that no Service has: the packets reach the node, and nothing comes back from it.
+func testClosedPort(t *testing.T, l *lab.Lab, f lab.Family, node topology.Node) {
+	t.Helper()
+	before, loops := addressCounters(t, l, node, f.Service), addressCounters(t, l, node, f.Outside.Addr())
+	counted := counters(t, l, node)["guard_closed"]
+	if _, err := l.Source(t.Context(), l.Topology.OutsideNetns(), netip.AddrPortFrom(f.Service, 81)); err == nil {
+		t.Errorf("%s: a port that no Service has answers", f.Name)
+	}
+	after := addressCounters(t, l, node, f.Service)
+	if n := addressCounters(t, l, node, f.Outside.Addr()).FromNode - loops.FromNode; n > 0 {
+		t.Errorf("%s: the node has sent %d of the packets back", f.Name, n)
+	}
+	// curl asks for three seconds: one SYN and two repetitions.
+	if n := after.ToNode - before.ToNode; n < 1 || n > 3 || after.FromNode != before.FromNode {
+		t.Errorf("%s: %d packets to the node and %d from it, want one to three and none", f.Name, n, after.FromNode-before.FromNode)
+	}
+	if got := counters(t, l, node)["guard_closed"]; got == counted {
+		t.Errorf("%s: nothing was counted", f.Name)
+	}
+}
+
+// dualStack asks for both families.
+var dualStack = corev1.IPFamilyPolicyRequireDualStack
 
 // testNoNode has no node fit, with both failure policies.
 func testNoNode(t *testing.T, l *lab.Lab) {
@@ -192,32 +290,48 @@ func testNoNode(t *testing.T, l *lab.Lab) {
 	})
 	change(t, l, annotate(v1alpha1.FailClosed))
 	nodes := l.Topology.Nodes()
-	awaitPaths(t, l, "closed: the address is announced from nowhere", netip.PrefixFrom(lab.ExampleAddress, 32), nil)
-	held := "held_" + dataplane.ServiceHash(lab.ExampleService.String())
-	for _, node := range nodes {
-		if source, err := l.Source(t.Context(), examplePod(l, node), outside); err == nil {
-			t.Errorf("closed: the pod on %s leaves as %s", node.Name, source)
+	nowhere := func(ctx context.Context) error { return noPaths(ctx, l) }
+	await(t, "closed: the addresses are announced from nowhere", nowhere)
+	other := pod(t, l, lab.OtherPod(nodes[0].Name))
+	for _, f := range families {
+		before := heldOf(t, l)
+		var closed []leaving
+		for _, netns := range examplePods(l) {
+			closed = append(closed, leaving{netns, f, netip.Addr{}})
 		}
-		if counters(t, l, node)[held] == 0 {
-			t.Errorf("nothing was counted on %s", node.Name)
+		if err := leave(t.Context(), l, closed...); err != nil {
+			t.Errorf("closed: %v", err)
 		}
-		if _, err := l.Source(t.Context(), examplePod(l, node), podAddress(t, l, lab.OtherPod(nodes[0].Name))); err != nil {
-			t.Errorf("closed: the pod on %s does not reach another pod: %v", node.Name, err)
+		for node, held := range heldOf(t, l) {
+			if held == before[node] {
+				t.Errorf("%s: nothing was counted on %s", f.Name, node)
+			}
+		}
+		for _, netns := range examplePods(l) {
+			if _, err := l.Source(t.Context(), netns, netip.AddrPortFrom(f.Pod(other), 8080)); err != nil {
+				t.Errorf("closed: %s does not reach another pod: %v", netns, err)
+			}
 		}
 	}
 	change(t, l, annotate(v1alpha1.FailOpen))
 	await(t, "open: the pods leave with their nodes' addresses", func(ctx context.Context) error {
-		var errs []error
+		var open []leaving
 		for _, node := range nodes {
-			source, err := l.Source(ctx, examplePod(l, node), outside)
-			if err == nil && source != node.Address {
-				err = fmt.Errorf("the pod on %s leaves as %s", node.Name, source)
-			}
-			errs = append(errs, err)
+			open = append(open, as(theNode(node), examplePod(l, node))...)
 		}
-		return errors.Join(errs...)
+		return leave(ctx, l, open...)
 	})
-	awaitPaths(t, l, "open: the address is announced from nowhere", netip.PrefixFrom(lab.ExampleAddress, 32), nil)
+	await(t, "open: the addresses are announced from nowhere", nowhere)
+}
+
+// heldOf is how many packets each node has held for the example.
+func heldOf(t *testing.T, l *lab.Lab) map[string]int {
+	t.Helper()
+	held := map[string]int{}
+	for _, node := range l.Topology.Nodes() {
+		held[node.Name] = counters(t, l, node)["held_"+dataplane.ServiceHash(lab.ExampleService.String())]
+	}
+	return held
 }
 
 // testHeldIngress asks a pod by a NodePort with externalTrafficPolicy Local, so that its answer goes to the outside: also while what it
@@ -228,7 +342,7 @@ func testHeldIngress(t *testing.T, l *lab.Lab) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: lab.ExampleService.Namespace, Name: "node-port"},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeNodePort, Selector: map[string]string{"app": "example"}, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
-			Ports: []corev1.ServicePort{{Port: 8080}},
+			IPFamilyPolicy: &dualStack, Ports: []corev1.ServicePort{{Port: 8080}},
 		},
 	}
 	create(t, l, service)
@@ -239,55 +353,62 @@ func testHeldIngress(t *testing.T, l *lab.Lab) {
 		e.Spec.NodeSelector = hostname("nobody")
 		e.Annotations = map[string]string{v1alpha1.FailurePolicyAnnotation: string(v1alpha1.FailClosed)}
 	})
-	awaitPaths(t, l, "the address is announced from nowhere", netip.PrefixFrom(lab.ExampleAddress, 32), nil)
-	if source, err := l.Source(t.Context(), examplePod(l, node), outside); err == nil {
-		t.Errorf("the pod leaves as %s", source)
+	await(t, "the addresses are announced from nowhere", func(ctx context.Context) error { return noPaths(ctx, l) })
+	if err := leave(t.Context(), l, as(nobody, examplePod(l, node))...); err != nil {
+		t.Error(err)
 	}
-	await(t, "the pod answers by its NodePort", func(ctx context.Context) error {
-		source, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(node.Address, uint16(service.Spec.Ports[0].NodePort)))
-		if err == nil && source != topology.OutsideAddress {
-			err = fmt.Errorf("it sees the client as %s", source)
-		}
-		return err
-	})
-}
-
-// testAddressReuse gives the address of a pod of the service to a pod of nobody, at once, while the first has a connection.
-func testAddressReuse(t *testing.T, l *lab.Lab) {
-	node := l.Topology.Nodes()[1]
-	name, netns := lab.ExamplePod(node.Name), examplePod(l, node)
-	address := podAddress(t, l, name).Addr()
-	const port = 5555
-	expect := func(want netip.Addr) func(context.Context) error {
-		return func(ctx context.Context) error {
-			got, err := sourceOfUDP(ctx, netns, port, outside)
-			if err == nil && got != want {
-				err = fmt.Errorf("it leaves as %s, want %s", got, want)
+	for _, f := range families {
+		await(t, "the pod answers by its NodePort in "+f.Name, func(ctx context.Context) error {
+			source, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(f.Node(node), uint16(service.Spec.Ports[0].NodePort)))
+			if err == nil && source != f.Outside.Addr() {
+				err = fmt.Errorf("it sees the client as %s", source)
 			}
 			return err
+		})
+	}
+}
+
+// testAddressReuse gives the addresses of a pod of the service to a pod of nobody, at once, while the first has connections.
+func testAddressReuse(t *testing.T, l *lab.Lab) {
+	node := l.Topology.Nodes()[1]
+	first := pod(t, l, lab.ExamplePod(node.Name))
+	const port = 5555
+	expect := func(want func(lab.Family) netip.Addr) func(context.Context) error {
+		return func(ctx context.Context) error {
+			var errs []error
+			for _, f := range families {
+				got, err := sourceOfUDP(ctx, first.Netns, port, f.Outside)
+				if err == nil && got != want(f) {
+					err = fmt.Errorf("it leaves as %s, want %s", got, want(f))
+				}
+				errs = append(errs, err)
+			}
+			return errors.Join(errs...)
 		}
 	}
-	await(t, "the pod leaves with the LoadBalancer IP", expect(lab.ExampleAddress))
+	await(t, "the pod leaves with the LoadBalancer IP", expect(theService))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		err := errors.Join(l.Control.DeletePod(ctx, "default", "successor"),
-			l.Control.CreatePod(ctx, lab.ExampleService.Namespace, name, node.Name, address, map[string]string{"app": "example"}))
+			l.Control.CreatePod(ctx, lab.ExampleService.Namespace, first.Name, node.Name, first.Addresses(), map[string]string{"app": "example"}))
 		if err != nil {
 			t.Error(err)
 		}
 	})
-	if err := l.Control.DeletePod(t.Context(), lab.ExampleService.Namespace, name); err != nil {
+	if err := l.Control.DeletePod(t.Context(), lab.ExampleService.Namespace, first.Name); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Control.CreatePod(t.Context(), "default", "successor", node.Name, address, nil); err != nil {
+	if err := l.Control.CreatePod(t.Context(), "default", "successor", node.Name, first.Addresses(), nil); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "its successor leaves with the node's address, by the same ports too", expect(node.Address))
+	await(t, "its successor leaves with the node's address, by the same ports too", expect(theNode(node)))
 	for _, n := range l.Topology.Nodes() {
-		output, err := l.Topology.Exec(t.Context(), n.Netns, "conntrack", "-L", "-s", address.String(), "-q", lab.ExampleAddress.String())
-		if err != nil || strings.TrimSpace(string(output)) != "" {
-			t.Errorf("entries left on %s: %v\n%s", n.Name, err, output)
+		for _, f := range families {
+			output, err := l.Topology.Exec(t.Context(), n.Netns, "conntrack", "-L", "-f", strings.ToLower(f.Name), "-s", f.Pod(first).String(), "-q", f.Service.String())
+			if err != nil || strings.TrimSpace(string(output)) != "" {
+				t.Errorf("entries left on %s: %v\n%s", n.Name, err, output)
+			}
 		}
 	}
 }
@@ -307,19 +428,13 @@ func testChurn(t *testing.T, l *lab.Lab) {
 			t.Error(err)
 		}
 	})
-	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Address, map[string]string{"app": "example"}); err != nil {
+	if err := l.Control.CreatePod(t.Context(), lab.ExampleService.Namespace, pod.Name, pod.Node, pod.Addresses(), map[string]string{"app": "example"}); err != nil {
 		t.Fatal(err)
 	}
-	leaves := func(ctx context.Context) error {
-		source, err := l.Source(ctx, pod.Netns, outside)
-		if err == nil && source != lab.ExampleAddress {
-			err = fmt.Errorf("it leaves as %s", source)
-		}
-		return err
-	}
+	leaves := func(ctx context.Context) error { return leave(ctx, l, as(theService, pod.Netns)...) }
 	await(t, "a new pod leaves with the LoadBalancer IP", leaves)
 	// From here on none of its packets may have another source.
-	talk := startConversation(t, l, pod.Netns)
+	talk := []*conversation{startConversation(t, l, lab.IPv4, pod.Netns), startConversation(t, l, lab.IPv6, pod.Netns)}
 	object := &corev1.Pod{}
 	setReady := func(ready corev1.ConditionStatus) {
 		if err := l.Client.Get(t.Context(), client.ObjectKey{Namespace: lab.ExampleService.Namespace, Name: pod.Name}, object); err != nil {
@@ -341,14 +456,19 @@ func testChurn(t *testing.T, l *lab.Lab) {
 			if err := l.Client.List(ctx, &slices, client.InNamespace(lab.ExampleService.Namespace)); err != nil {
 				return err
 			}
+			found := 0
 			for _, slice := range slices.Items {
 				for _, e := range slice.Endpoints {
-					if e.Addresses[0] == pod.Address.String() && e.Conditions.Ready != nil && *e.Conditions.Ready == ready {
-						return nil
+					mine := e.Addresses[0] == pod.Address.String() || e.Addresses[0] == pod.Address6.String()
+					if mine && e.Conditions.Ready != nil && *e.Conditions.Ready == ready {
+						found++
 					}
 				}
 			}
-			return errors.New("the EndpointSlice says something else")
+			if found != len(families) {
+				return fmt.Errorf("%d EndpointSlices say so, want %d", found, len(families))
+			}
+			return nil
 		}
 	}
 	for _, ready := range []bool{false, true, false} {
@@ -357,47 +477,66 @@ func testChurn(t *testing.T, l *lab.Lab) {
 		if err := leaves(t.Context()); err != nil {
 			t.Error(err)
 		}
-		talk.goOn(t)
+		goOn(t, talk...)
 	}
-	talk.end(t)
+	for _, one := range talk {
+		one.end(t)
+	}
 	if n := wrong(); n != 0 {
 		t.Errorf("%d packets with a wrong source", n)
 	}
 	if err := l.Control.DeletePod(t.Context(), lab.ExampleService.Namespace, pod.Name); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "when it is gone its address is an ordinary one", func(ctx context.Context) error {
-		source, err := l.Source(ctx, pod.Netns, outside)
-		if err == nil && source != nodes[2].Address {
-			err = fmt.Errorf("it leaves as %s", source)
-		}
-		return err
+	await(t, "when it is gone its addresses are ordinary ones", func(ctx context.Context) error {
+		return leave(ctx, l, as(theNode(nodes[2]), pod.Netns)...)
 	})
 }
 
-// testHijack has a tenant name other tenants' pods in an EndpointSlice of a Service of his.
-func testHijack(t *testing.T, l *lab.Lab) {
-	automatic, name, protocol, port := false, "hijack", corev1.ProtocolTCP, int32(8080)
-	meta := metav1.ObjectMeta{Namespace: name, Name: name}
-	endpoints := &discoveryv1.EndpointSlice{
-		ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4,
-		Ports: []discoveryv1.EndpointPort{{Name: &name, Protocol: &protocol, Port: &port}},
-	}
-	endpoints.Labels = map[string]string{discoveryv1.LabelServiceName: name}
-	nodes := l.Topology.Nodes()
-	for _, node := range nodes {
-		for _, victim := range []string{lab.ExamplePod(node.Name), lab.OtherPod(node.Name)} {
-			endpoints.Endpoints = append(endpoints.Endpoints, discoveryv1.Endpoint{Addresses: []string{podAddress(t, l, victim).Addr().String()}, NodeName: &node.Name})
-		}
-	}
+// testIPv6Alone has a service of IPv6 alone: its pods leave with its address in IPv6, and as they were in IPv4. (That of IPv4 alone is the
+// example, in testDualStack.)
+func testIPv6Alone(t *testing.T, l *lab.Lab) {
+	automatic, name, address := false, "six", netip.MustParseAddr("fd00:19:4::1")
+	meta := metav1.ObjectMeta{Namespace: "default", Name: name}
+	single := corev1.IPFamilyPolicySingleStack
 	service := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
-		Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Name: name, Protocol: protocol, Port: port}},
+		Type: corev1.ServiceTypeLoadBalancer, Selector: map[string]string{"app": "other"}, Ports: []corev1.ServicePort{{Port: 8080}},
+		IPFamilyPolicy: &single, IPFamilies: []corev1.IPFamily{corev1.IPv6Protocol},
 	}}
 	service.Annotations = map[string]string{"metallb.io/address-pool": name}
+	egress := &egressv1.EgressService{ObjectMeta: meta}
 	create(t, l,
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}},
-		&metallbv1beta1.IPAddressPool{ObjectMeta: inMetalLB(name), Spec: metallbv1beta1.IPAddressPoolSpec{Addresses: []string{"172.19.3.0/28"}, AutoAssign: &automatic}},
-		endpoints, service, &egressv1.EgressService{ObjectMeta: meta})
+		&metallbv1beta1.IPAddressPool{
+			ObjectMeta: inMetalLB(name),
+			Spec:       metallbv1beta1.IPAddressPoolSpec{Addresses: []string{address.String() + "/128"}, AutoAssign: &automatic},
+		},
+		service, egress)
+	await(t, "it answers from outside", func(ctx context.Context) error {
+		_, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(address, 8080))
+		return err
+	})
+	expected := func(six func(topology.Node) netip.Addr) []leaving {
+		all := as(theService, examplePods(l)...)
+		for _, node := range l.Topology.Nodes() {
+			all = append(all, leaving{otherPod(l, node), lab.IPv4, node.Address}, leaving{otherPod(l, node), lab.IPv6, six(node)})
+		}
+		return all
+	}
+	await(t, "its pods leave with its address", func(ctx context.Context) error {
+		return leave(ctx, l, expected(func(topology.Node) netip.Addr { return address })...)
+	})
+	remove(t, l, egress)
+	await(t, "without the EgressService they leave with their nodes' addresses", func(ctx context.Context) error { return leave(ctx, l, expected(lab.IPv6.Node)...) })
+}
+
+// testHijack has a tenant name other tenants' pods in EndpointSlices of a Service of his.
+func testHijack(t *testing.T, l *lab.Lab) {
+	const name = "hijack"
+	nodes := l.Topology.Nodes()
+	create(t, l, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	serviceWithPool(t, l, name, "172.19.3.0/28", "fd00:19:3::/124")
+	create(t, l, endpointSlices(t, l, name, lab.ExamplePod, lab.OtherPod)...)
+	create(t, l, &egressv1.EgressService{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: name}})
 	await(t, "the speakers have seen it, and say so", func(ctx context.Context) error {
 		var reports v1alpha1.EgressNodeList
 		if err := l.Client.List(ctx, &reports); err != nil {
@@ -405,19 +544,19 @@ func testHijack(t *testing.T, l *lab.Lab) {
 		}
 		for _, report := range reports.Items {
 			for _, problem := range report.Status.Problems {
-				if strings.Contains(problem, "hijack/hijack: 6 endpoint addresses belong to no pod of the namespace") {
+				if strings.Contains(problem, "hijack/hijack: 12 endpoint addresses belong to no pod of the namespace") {
 					return nil
 				}
 			}
 		}
 		return errors.New("no EgressNode does")
 	})
+	expected := as(theService, examplePods(l)...)
 	for _, node := range nodes {
-		for netns, want := range map[string]netip.Addr{examplePod(l, node): lab.ExampleAddress, l.Prefix + "-pod-" + lab.OtherPod(node.Name): node.Address} {
-			if source, err := l.Source(t.Context(), netns, outside); err != nil || source != want {
-				t.Errorf("%s leaves as %s, error %v; want %s", netns, source, err, want)
-			}
-		}
+		expected = append(expected, as(theNode(node), otherPod(l, node))...)
+	}
+	if err := leave(t.Context(), l, expected...); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -436,11 +575,11 @@ func testOVNProcesses(t *testing.T, l *lab.Lab) {
 		for _, name := range []string{"ovn-northd", "ovn-controller", "ovsdb-nb", "ovsdb-sb"} {
 			process := node.Name + "." + name
 			kill(t, l, process)
-			leaveWith(t, l, lab.ExampleAddress)
+			leaveWithService(t, l)
 			if err := l.Processes.Restart(t.Context(), process); err != nil {
 				t.Fatal(err)
 			}
-			leaveWith(t, l, lab.ExampleAddress)
+			leaveWithService(t, l)
 		}
 		// What comes now needs all of them.
 		oneMoreEndpoint(t, l, node)
@@ -474,7 +613,7 @@ func testDrift(t *testing.T, l *lab.Lab) {
 		}
 		return nil
 	})
-	leaveWith(t, l, lab.ExampleAddress)
+	leaveWithService(t, l)
 }
 
 // kill ends a process without mercy.

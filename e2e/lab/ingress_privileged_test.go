@@ -16,7 +16,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/metallb-egress/metallb-egress/e2e/lab"
-	"github.com/metallb-egress/metallb-egress/e2e/lab/topology"
 )
 
 // testTrafficPolicies asks the service from outside with both external traffic policies: the answers come back, and no packet of the
@@ -36,39 +35,28 @@ func testTrafficPolicies(t *testing.T, l *lab.Lab) {
 		}
 	}
 	t.Cleanup(func() { policy(corev1.ServiceExternalTrafficPolicyCluster) })
-	server := netip.AddrPortFrom(lab.ExampleAddress, 8080)
 	for _, p := range []corev1.ServiceExternalTrafficPolicy{corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal} {
 		policy(p)
-		var elected topology.Node
 		await(t, "with "+string(p)+" the service answers, and Local shows the client's address", func(ctx context.Context) error {
 			node, err := l.Elected(ctx)
 			if err != nil {
 				return err
 			}
-			elected = node
-			_, pathErr := l.Path(ctx, node)
-			seen, err := l.Source(ctx, l.Topology.OutsideNetns(), server)
-			if local := seen == topology.OutsideAddress; err == nil && local != (p == corev1.ServiceExternalTrafficPolicyLocal) {
-				err = fmt.Errorf("the pod sees %s", seen)
+			errs := []error{paths(ctx, l, node, families...)}
+			for _, f := range families {
+				seen, err := l.Source(ctx, l.Topology.OutsideNetns(), netip.AddrPortFrom(f.Service, 8080))
+				if local := seen == f.Outside.Addr(); err == nil && local != (p == corev1.ServiceExternalTrafficPolicyLocal) {
+					err = fmt.Errorf("the pod sees %s", seen)
+				}
+				errs = append(errs, err)
 			}
-			return errors.Join(pathErr, err)
+			return errors.Join(errs...)
 		})
-		before := map[string]topology.Counters{}
-		for _, node := range l.Topology.Nodes() {
-			before[node.Name] = addressCounters(t, l, node, lab.ExampleAddress)
-		}
-		for range 10 {
-			if _, err := l.Source(t.Context(), l.Topology.OutsideNetns(), server); err != nil {
-				t.Errorf("%s: %v", p, err)
+		for _, f := range families {
+			if seen, err := l.Ingress(t.Context(), f); err != nil {
+				t.Errorf("%s, %s: %s: %v", p, f.Name, seen, err)
 			}
 		}
-		for _, node := range l.Topology.Nodes() {
-			after := addressCounters(t, l, node, lab.ExampleAddress)
-			in, out := after.ToNode-before[node.Name].ToNode, after.FromNode-before[node.Name].FromNode
-			if through := in > 0 && out > 0; through != (node.Name == elected.Name) || !through && in+out > 0 {
-				t.Errorf("%s: %d packets in and %d out at %s, while %s is elected", p, in, out, node.Name, elected.Name)
-			}
-		}
-		leaveWith(t, l, lab.ExampleAddress)
+		leaveWithService(t, l)
 	}
 }

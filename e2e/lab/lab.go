@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -62,8 +63,10 @@ func (o Options) controlPlane() (controlplane.Options, error) {
 	return controlplane.Options{
 		Dir: filepath.Join(o.dir(), "controlplane"), RepoRoot: o.Root,
 		Netns: o.Prefix + "-cp", Address: topology.ControlAddress,
-		Binaries: func(name string) (string, error) { return cache.Binary(o.Root, name) },
-		CRDs:     []fs.FS{crds},
+		ServiceCIDRs: []netip.Prefix{topology.ServiceSubnet, topology.ServiceSubnet6},
+		PodCIDRs:     []netip.Prefix{topology.PodSubnet, topology.PodSubnet6},
+		Binaries:     func(name string) (string, error) { return cache.Binary(o.Root, name) },
+		CRDs:         []fs.FS{crds},
 	}, nil
 }
 

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +50,8 @@ func TestLab(t *testing.T) {
 			}
 		}
 	})
+	// From here on, all of it in both families.
+	t.Run("dual-stack", func(t *testing.T) { testDualStack(t, l) })
 	t.Run("bgp", func(t *testing.T) { testBGP(t, l) })
 	t.Run("dataplane", func(t *testing.T) { testDataplane(t, l) })
 	t.Run("speaker killed and started again", func(t *testing.T) { testRestart(t, l, syscall.SIGKILL) })
@@ -67,8 +68,11 @@ func testRestart(t *testing.T, l *lab.Lab, signal syscall.Signal) {
 		t.Fatal(err)
 	}
 	conversations := startConversations(t, l, l.Topology.Nodes())
-	datagrams := startDatagrams(t, examplePod(l, l.Topology.Nodes()[0]))
-	watch := watchPath(t, l, node)
+	datagrams := map[string]func() (sent, lost int){}
+	for _, f := range families {
+		datagrams[f.Name] = startDatagrams(t, f, examplePod(l, l.Topology.Nodes()[0]))
+	}
+	watch := watchPath(t, l, node, families...)
 	name := lab.SpeakerProcess(node.Name)
 	pid, ok := l.Processes.PID(name)
 	if !ok {
@@ -80,25 +84,32 @@ func testRestart(t *testing.T, l *lab.Lab, signal syscall.Signal) {
 	if err := l.Processes.Stop(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
-	leaveWith(t, l, lab.ExampleAddress)
+	leaveWithService(t, l)
 	if err := l.StartSpeaker(t.Context(), node); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := lab.Eventually(t.Context(), time.Minute, func(ctx context.Context) (string, error) {
-		paths, err := l.Topology.TorRoutes(ctx, netip.PrefixFrom(lab.ExampleAddress, 32))
-		if err == nil && (len(paths) != 1 || paths[0].Stale) {
-			err = fmt.Errorf("paths %+v", paths)
+		for _, f := range families {
+			paths, err := l.Topology.TorRoutes(ctx, f.Prefix())
+			if err == nil && (len(paths) != 1 || paths[0].Stale) {
+				err = fmt.Errorf("paths %+v", paths)
+			}
+			if err != nil {
+				return "", err
+			}
 		}
-		return "", err
+		return "", nil
 	}); err != nil {
 		t.Fatalf("the ToR's path is not fresh again: %v", err)
 	}
-	leaveWith(t, l, lab.ExampleAddress)
+	leaveWithService(t, l)
 	if looks, err := watch(); err != nil {
 		t.Errorf("after %d looks: %v", looks, err)
 	}
-	if sent, lost := datagrams(); lost > 0 || sent < 100 {
-		t.Errorf("%d of %d datagrams were lost", lost, sent)
+	for family, end := range datagrams {
+		if sent, lost := end(); lost > 0 || sent < 100 {
+			t.Errorf("%s: %d of %d datagrams were lost", family, lost, sent)
+		}
 	}
 	conversations.goOn(t)
 	conversations.end(t)
@@ -114,7 +125,7 @@ func testController(t *testing.T, l *lab.Lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	watch := watchPath(t, l, node)
+	watch := watchPath(t, l, node, families...)
 	conversations := startConversations(t, l, l.Topology.Nodes())
 	if err := l.Processes.Stop(t.Context(), lab.ControllerProcess); err != nil {
 		t.Fatal(err)
@@ -163,27 +174,24 @@ func kubectl(t *testing.T, l *lab.Lab, args ...string) []string {
 	return argv
 }
 
-// leaveWith checks the source that the outside sees of every pod of the service.
-func leaveWith(t *testing.T, l *lab.Lab, want netip.Addr) {
+// leaveWithService checks the source that the outside sees of every pod of the service.
+func leaveWithService(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	for _, node := range l.Topology.Nodes() {
-		got, err := l.Source(t.Context(), l.Prefix+"-pod-"+lab.ExamplePod(node.Name), netip.AddrPortFrom(topology.OutsideAddress, 80))
-		if err != nil || got != want {
-			t.Errorf("%s leaves with %v, error %v; want %v", lab.ExamplePod(node.Name), got, err, want)
-		}
+	if err := leave(t.Context(), l, as(theService, examplePods(l)...)...); err != nil {
+		t.Error(err)
 	}
 }
 
 // watchPath looks at the ToR all the time, until the returned function is called: it returns
-// how often it looked, and an error when the path through the node was ever missing.
-func watchPath(t *testing.T, l *lab.Lab, node topology.Node) func() (int, error) {
+// how often it looked, and an error when a path through the node was ever missing.
+func watchPath(t *testing.T, l *lab.Lab, node topology.Node, families ...lab.Family) func() (int, error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	looks := 0
 	go func() {
 		for ctx.Err() == nil {
-			if _, err := l.Path(ctx, node); err != nil && ctx.Err() == nil {
+			if err := paths(ctx, l, node, families...); err != nil && ctx.Err() == nil {
 				done <- err
 				return
 			}

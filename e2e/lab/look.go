@@ -32,8 +32,34 @@ var (
 	ExampleLabel = egressv1.LabelPrefix + "example-namespace-example-service"
 	// ExampleAddress is its LoadBalancer IP.
 	ExampleAddress = netip.MustParseAddr("172.19.0.100")
-	examplePrefix  = netip.PrefixFrom(ExampleAddress, 32)
 )
+
+// Family is what the lab and the example have in one IP version.
+type Family struct {
+	Name string
+	// Service is the example's LoadBalancer IP. In IPv6 it has one only where a test gives it to it.
+	Service netip.Addr
+	// Outside is the server on the host behind the ToR.
+	Outside netip.AddrPort
+	// Node and Pod pick an address.
+	Node func(topology.Node) netip.Addr
+	Pod  func(topology.Pod) netip.Addr
+}
+
+// The two families.
+var (
+	IPv4 = Family{
+		"IPv4", ExampleAddress, netip.AddrPortFrom(topology.OutsideAddress, outsidePort),
+		func(n topology.Node) netip.Addr { return n.Address }, func(p topology.Pod) netip.Addr { return p.Address },
+	}
+	IPv6 = Family{
+		"IPv6", netip.MustParseAddr("fd00:19::100"), netip.AddrPortFrom(topology.OutsideAddress6, outsidePort),
+		func(n topology.Node) netip.Addr { return n.Address6 }, func(p topology.Pod) netip.Addr { return p.Address6 },
+	}
+)
+
+// Prefix is the host route to the example's address.
+func (f Family) Prefix() netip.Prefix { return netip.PrefixFrom(f.Service, f.Service.BitLen()) }
 
 // Eventually calls look until it returns no error, at most for the time given, and returns
 // what it saw last.
@@ -119,12 +145,9 @@ func (l *Lab) Source(ctx context.Context, netns string, server netip.AddrPort) (
 	return seen.Addr(), nil
 }
 
-// outside is the server on the host behind the ToR.
-var outside = netip.AddrPortFrom(topology.OutsideAddress, 80)
-
 // Path is the ToR's only path to the example's address, through the node.
-func (l *Lab) Path(ctx context.Context, node topology.Node) (string, error) {
-	paths, err := l.Topology.TorRoutes(ctx, examplePrefix)
+func (l *Lab) Path(ctx context.Context, f Family, node topology.Node) (string, error) {
+	paths, err := l.Topology.TorRoutes(ctx, f.Prefix())
 	if err != nil {
 		return "", err
 	}
@@ -132,17 +155,17 @@ func (l *Lab) Path(ctx context.Context, node topology.Node) (string, error) {
 	for _, path := range paths {
 		hops = append(hops, path.NextHop.String())
 	}
-	if len(paths) != 1 || paths[0].NextHop != node.Address || !paths[0].Valid {
-		return "", fmt.Errorf("the ToR has %d paths %v, want one through %s", len(paths), hops, node.Address)
+	if len(paths) != 1 || paths[0].NextHop != f.Node(node) || !paths[0].Valid {
+		return "", fmt.Errorf("the ToR has %d paths %v to %s, want one through %s", len(paths), hops, f.Prefix(), f.Node(node))
 	}
-	return fmt.Sprintf("the ToR has one path to %s, through %s (%s)", examplePrefix, node.Address, node.Name), nil
+	return fmt.Sprintf("the ToR has one path to %s, through %s (%s)", f.Prefix(), f.Node(node), node.Name), nil
 }
 
-// noPath fails while the ToR has any path to the example's address.
-func (l *Lab) noPath(ctx context.Context) error {
-	paths, err := l.Topology.TorRoutes(ctx, examplePrefix)
+// NoPath fails while the ToR has any path to the example's address.
+func (l *Lab) NoPath(ctx context.Context, f Family) error {
+	paths, err := l.Topology.TorRoutes(ctx, f.Prefix())
 	if err == nil && len(paths) > 0 {
-		err = fmt.Errorf("the ToR has a path to %s through %s", examplePrefix, paths[0].NextHop)
+		err = fmt.Errorf("the ToR has a path to %s through %s", f.Prefix(), paths[0].NextHop)
 	}
 	return err
 }
@@ -173,7 +196,7 @@ func (l *Lab) offeredNodes(ctx context.Context) ([]string, error) {
 	nodes := map[string]bool{}
 	for _, c := range list.Items {
 		for _, router := range c.Spec.BGP.Routers {
-			if slices.Contains(router.Prefixes, examplePrefix.String()) {
+			if slices.Contains(router.Prefixes, IPv4.Prefix().String()) {
 				nodes[strings.TrimPrefix(c.Name, "metallb-")] = true
 			}
 		}

@@ -270,7 +270,7 @@ func (w *world) furnish(ctx context.Context, nodes int) error {
 		name := nodeName(i)
 		// As OVN-Kubernetes tells which endpoints are pods.
 		annotations := map[string]string{ovnkubernetes.NodeSubnets: fmt.Sprintf(`{"default":[%q]}`, podSubnet(name))}
-		if err := w.plane.CreateNode(ctx, name, netip.AddrFrom4([4]byte{10, 250, 0, byte(11 + i)}), annotations, nil); err != nil {
+		if err := w.plane.CreateNode(ctx, name, []netip.Addr{netip.AddrFrom4([4]byte{10, 250, 0, byte(11 + i)})}, annotations, nil); err != nil {
 			return err
 		}
 		w.nodes = append(w.nodes, name)

@@ -53,7 +53,7 @@ func connectedNamespaces(t *testing.T) (control, node string) {
 func createService(t *testing.T, c *ControlPlane, admin client.Client) *corev1.Service {
 	t.Helper()
 	labels := map[string]string{"app": "example"}
-	if err := c.CreatePod(t.Context(), "example", "pod", "n1", netip.MustParseAddr("10.244.0.5"), labels); err != nil {
+	if err := c.CreatePod(t.Context(), "example", "pod", "n1", []netip.Addr{netip.MustParseAddr("10.244.0.5")}, labels); err != nil {
 		t.Fatal(err)
 	}
 	service := &corev1.Service{

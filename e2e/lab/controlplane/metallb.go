@@ -220,7 +220,7 @@ func (c *ControlPlane) prepareMetalLBPod(ctx context.Context, name, component, n
 			Containers:  []corev1.Container{{Name: component, Image: "lab"}},
 		},
 	}
-	return c.createRunningPod(ctx, pod, netip.Addr{})
+	return c.createRunningPod(ctx, pod, nil)
 }
 
 func configurationState() *unstructured.Unstructured {

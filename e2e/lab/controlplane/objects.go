@@ -15,9 +15,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// CreateNode makes a Node that is ready, as its kubelet would report it: with its internal address and the label kubernetes.io/hostname.
-// Nothing ever makes it unready by itself.
-func (c *ControlPlane) CreateNode(ctx context.Context, name string, address netip.Addr, annotations, labels map[string]string) error {
+// CreateNode makes a Node that is ready, as its kubelet would report it: with its internal addresses, one per family, and the label
+// kubernetes.io/hostname. Nothing ever makes it unready by itself.
+func (c *ControlPlane) CreateNode(ctx context.Context, name string, addresses []netip.Addr, annotations, labels map[string]string) error {
 	node := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:        name,
@@ -25,14 +25,14 @@ func (c *ControlPlane) CreateNode(ctx context.Context, name string, address neti
 			Labels:      map[string]string{corev1.LabelHostname: name, corev1.LabelOSStable: "linux"},
 		},
 		Status: corev1.NodeStatus{
-			Addresses: []corev1.NodeAddress{
-				{Type: corev1.NodeInternalIP, Address: address.String()},
-				{Type: corev1.NodeHostName, Address: name},
-			},
+			Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}},
 			Conditions: []corev1.NodeCondition{{
 				Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "Lab", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
 			}},
 		},
+	}
+	for _, address := range addresses {
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: address.String()})
 	}
 	maps.Copy(node.Labels, labels)
 	if err := c.client.Create(ctx, node); err != nil {
@@ -41,9 +41,9 @@ func (c *ControlPlane) CreateNode(ctx context.Context, name string, address neti
 	return nil
 }
 
-// CreatePod makes a Pod that runs on a node, is ready and has an address, and its namespace where that is missing. The Node must exist,
-// else the endpointslice controller leaves the pod out.
-func (c *ControlPlane) CreatePod(ctx context.Context, namespace, name, node string, address netip.Addr, labels map[string]string) error {
+// CreatePod makes a Pod that runs on a node, is ready and has these addresses, at most one per family, and its namespace where that is
+// missing. The Node must exist, else the endpointslice controller leaves the pod out.
+func (c *ControlPlane) CreatePod(ctx context.Context, namespace, name, node string, addresses []netip.Addr, labels map[string]string) error {
 	err := c.client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create namespace %s: %w", namespace, err)
@@ -54,7 +54,7 @@ func (c *ControlPlane) CreatePod(ctx context.Context, namespace, name, node stri
 			NodeName:   node,
 			Containers: []corev1.Container{{Name: "lab", Image: "lab"}},
 		},
-	}, address)
+	}, addresses)
 }
 
 // DeletePod removes a Pod at once, as no kubelet is there to confirm a graceful end. One that is gone is no error.
@@ -66,9 +66,9 @@ func (c *ControlPlane) DeletePod(ctx context.Context, namespace, name string) er
 	return nil
 }
 
-// createRunningPod makes a Pod and then its status, as a kubelet would. A Pod that is there already keeps its spec. Without an address it
-// has none.
-func (c *ControlPlane) createRunningPod(ctx context.Context, pod *corev1.Pod, address netip.Addr) error {
+// createRunningPod makes a Pod and then its status, as a kubelet would. A Pod that is there already keeps its spec. It may have no
+// address.
+func (c *ControlPlane) createRunningPod(ctx context.Context, pod *corev1.Pod, addresses []netip.Addr) error {
 	key := client.ObjectKeyFromObject(pod)
 	err := c.client.Create(ctx, pod)
 	if apierrors.IsAlreadyExists(err) {
@@ -78,22 +78,22 @@ func (c *ControlPlane) createRunningPod(ctx context.Context, pod *corev1.Pod, ad
 		return fmt.Errorf("create pod %s: %w", key, err)
 	}
 	before := pod.DeepCopy()
-	pod.Status = runningStatus(address)
+	pod.Status = runningStatus(addresses)
 	if err := c.client.Status().Patch(ctx, pod, client.StrategicMergeFrom(before)); err != nil {
 		return fmt.Errorf("status of pod %s: %w", key, err)
 	}
 	return nil
 }
 
-func runningStatus(address netip.Addr) corev1.PodStatus {
+func runningStatus(addresses []netip.Addr) corev1.PodStatus {
 	now := metav1.Now()
 	status := corev1.PodStatus{Phase: corev1.PodRunning, StartTime: &now}
 	for _, condition := range []corev1.PodConditionType{corev1.PodScheduled, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady} {
 		status.Conditions = append(status.Conditions, corev1.PodCondition{Type: condition, Status: corev1.ConditionTrue, LastTransitionTime: now})
 	}
-	if address.IsValid() {
-		status.PodIP = address.String()
-		status.PodIPs = []corev1.PodIP{{IP: address.String()}}
+	for _, address := range addresses {
+		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: address.String()})
+		status.PodIP = status.PodIPs[0].IP
 	}
 	return status
 }

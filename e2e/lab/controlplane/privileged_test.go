@@ -267,11 +267,11 @@ func TestMetalLBAndKubeProxy(t *testing.T) {
 	control, node := connectedNamespaces(t)
 	c, processes := startUp(t, Options{Netns: control, Address: netip.MustParseAddr("10.250.0.1")})
 	admin := clientFor(t, c.RESTConfig())
-	if err := c.CreateNode(t.Context(), "n1", netip.MustParseAddr("10.250.0.11"), nil, map[string]string{"role": "worker"}); err != nil {
+	if err := c.CreateNode(t.Context(), "n1", []netip.Addr{netip.MustParseAddr("10.250.0.11")}, nil, map[string]string{"role": "worker"}); err != nil {
 		t.Fatal(err)
 	}
 	// A second speaker beside the controller's: programs that share a namespace get ports of their own.
-	if err := c.CreateNode(t.Context(), "n2", netip.MustParseAddr("10.250.0.12"), nil, nil); err != nil {
+	if err := c.CreateNode(t.Context(), "n2", []netip.Addr{netip.MustParseAddr("10.250.0.12")}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	n1, n2 := NodeProcess{Name: "n1", Netns: node}, NodeProcess{Name: "n2", Netns: control}

@@ -12,22 +12,29 @@ import (
 
 // externalFlows are the flows of br-ex, which gateway router and host share with one MAC and one IP address: who opened a
 // connection is remembered in conntrack zone 64000, and gets the replies (OVN-Kubernetes' bridge flows). What nobody opened is the
-// host's, as tunnels are. The gateway router's port is given by its OpenFlow number: OpenFlow cuts names after 15 characters.
+// host's, as tunnels are. Both have to hear a neighbor's answer (IPv6's neighbor discovery has no connections). The gateway router's port is given by its OpenFlow number: OpenFlow cuts names after 15 characters.
 func externalFlows(n Node, router int) string {
 	const fromRouter, fromHost = "0x1", "0x2"
 	mac := n.UplinkMAC.String()
-	return strings.Join([]string{
+	flows := []string{
 		"priority=0,actions=NORMAL",
 		fmt.Sprintf("priority=10,in_port=%s,dl_dst=%s,actions=output:%d,LOCAL", nodeUplink, mac, router),
-		fmt.Sprintf("priority=100,in_port=%d,ip,actions=ct(commit,zone=64000,exec(set_field:%s->ct_mark)),output:%s", router, fromRouter, nodeUplink),
-		fmt.Sprintf("priority=100,in_port=LOCAL,ip,actions=ct(commit,zone=64000,exec(set_field:%s->ct_mark)),output:%s", fromHost, nodeUplink),
-		fmt.Sprintf("priority=50,in_port=%s,ip,actions=ct(zone=64000,table=1)", nodeUplink),
+		fmt.Sprintf("priority=210,in_port=%s,dl_dst=%s,icmp6,icmp_type=136,actions=output:%d,LOCAL", nodeUplink, mac, router),
+		"priority=200,icmp6,icmp_type=135,actions=NORMAL",
+		"priority=200,icmp6,icmp_type=136,actions=NORMAL",
 		fmt.Sprintf("priority=500,in_port=%s,udp,tp_dst=6081,nw_dst=%s,actions=LOCAL", nodeUplink, n.Address),
-		fmt.Sprintf("table=1,priority=100,ct_state=+trk+est,ct_mark=%s,ip,actions=output:%d", fromRouter, router),
-		fmt.Sprintf("table=1,priority=100,ct_state=+trk+est,ct_mark=%s,ip,actions=LOCAL", fromHost),
 		fmt.Sprintf("table=1,priority=10,dl_dst=%s,actions=LOCAL", mac),
 		"table=1,priority=0,actions=NORMAL",
-	}, "\n") + "\n"
+	}
+	for _, ip := range []string{"ip", "ipv6"} {
+		flows = append(flows,
+			fmt.Sprintf("priority=100,in_port=%d,%s,actions=ct(commit,zone=64000,exec(set_field:%s->ct_mark)),output:%s", router, ip, fromRouter, nodeUplink),
+			fmt.Sprintf("priority=100,in_port=LOCAL,%s,actions=ct(commit,zone=64000,exec(set_field:%s->ct_mark)),output:%s", ip, fromHost, nodeUplink),
+			fmt.Sprintf("priority=50,in_port=%s,%s,actions=ct(zone=64000,table=1)", nodeUplink, ip),
+			fmt.Sprintf("table=1,priority=100,ct_state=+trk+est,ct_mark=%s,%s,actions=output:%d", fromRouter, ip, router),
+			fmt.Sprintf("table=1,priority=100,ct_state=+trk+est,ct_mark=%s,%s,actions=LOCAL", fromHost, ip))
+	}
+	return strings.Join(flows, "\n") + "\n"
 }
 
 // patchPort is the port of br-ex that ovn-controller makes for the localnet port.

@@ -10,12 +10,25 @@ import (
 	"strings"
 )
 
-// uplinkTable counts, on the ToR, the packets of each IPv4 address on each uplink.
+// uplinkTable counts, on the ToR, the packets of each address on each uplink, but not what finds neighbors: ARP, and IPv6's neighbor
+// discovery.
 const uplinkTable = `table bridge uplinks {
-	set from_node { typeof meta iifname . ip saddr; flags dynamic; counter; size 65535; }
-	set to_node { typeof meta oifname . ip daddr; flags dynamic; counter; size 65535; }
-	chain input { type filter hook prerouting priority 0; policy accept; update @from_node { meta iifname . ip saddr }; }
-	chain output { type filter hook postrouting priority 0; policy accept; update @to_node { meta oifname . ip daddr }; }
+	set from_node4 { typeof meta iifname . ip saddr; flags dynamic; counter; size 65535; }
+	set from_node6 { typeof meta iifname . ip6 saddr; flags dynamic; counter; size 65535; }
+	set to_node4 { typeof meta oifname . ip daddr; flags dynamic; counter; size 65535; }
+	set to_node6 { typeof meta oifname . ip6 daddr; flags dynamic; counter; size 65535; }
+	chain input {
+		type filter hook prerouting priority 0; policy accept;
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+		update @from_node4 { meta iifname . ip saddr }
+		update @from_node6 { meta iifname . ip6 saddr }
+	}
+	chain output {
+		type filter hook postrouting priority 0; policy accept;
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+		update @to_node4 { meta oifname . ip daddr }
+		update @to_node6 { meta oifname . ip6 daddr }
+	}
 }
 `
 
@@ -53,8 +66,8 @@ func (t *Topology) UplinkCounters(ctx context.Context, node string) (Counters, e
 	return Counters{FromNode: links[0].Stats.Received.Packets, ToNode: links[0].Stats.Sent.Packets}, nil
 }
 
-// AddressCounters returns the IPv4 packets so far on the node's uplink from the node with this source, and to the node with this
-// destination.
+// AddressCounters returns the packets so far on the node's uplink from the node with this source, and to the node with this destination,
+// without neighbor discovery.
 func (t *Topology) AddressCounters(ctx context.Context, node string, address netip.Addr) (Counters, error) {
 	from, err := t.countersOf(ctx, "from_node", node, address)
 	if err != nil {
@@ -65,6 +78,7 @@ func (t *Topology) AddressCounters(ctx context.Context, node string, address net
 }
 
 func (t *Topology) countersOf(ctx context.Context, set, node string, address netip.Addr) (uint64, error) {
+	set += version(address)
 	output, err := run(ctx, "", inNetns(t.options.routerNetns(), "nft", "-j", "list", "set", "bridge", "uplinks", set)...)
 	if err != nil {
 		return 0, err

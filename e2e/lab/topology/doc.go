@@ -13,6 +13,9 @@
 //	 <prefix>-cp 10.250.0.1/24 ─────┘ bridge, apart from the data path: the control plane
 //	 <prefix>-pod-<name>: eth0 on br-int of its node
 //
+// The data path is dual-stack: outside is 2001:db8::7, the underlay fd00:18::/64 with the ToR at ::100 and the nodes from ::11 on, and a
+// node's pods are in fd00:10:244:<number>::/64. Tunnels, BGP sessions and the control plane's network are IPv4.
+//
 // OVN runs in interconnect, one zone per node (northbound and southbound database, northd and controller of its own, joined by the
 // transit switch), on the userspace datapath of Open vSwitch, so that no kernel module is needed. The gateway mode is local: a pod's
 // traffic to the outside goes to its node's management port (ovn-k8s-mp0), and the host forwards and masquerades it.

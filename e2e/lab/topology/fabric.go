@@ -45,6 +45,10 @@ func addNetns(ctx context.Context, netns string) error {
 	if _, err := run(ctx, "", "ip", "netns", "add", netns); err != nil {
 		return err
 	}
+	// Addresses are usable at once, without looking for duplicates.
+	if err := settings(ctx, netns, "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"); err != nil {
+		return err
+	}
 	return ipBatch(ctx, netns, "link set lo up")
 }
 
@@ -57,13 +61,15 @@ func routerFabric(ctx context.Context, o Options, nodes []Node) error {
 	}
 	lines = append(lines,
 		fmt.Sprintf("link add out type veth peer name eth0 netns %s", o.outsideNetns()),
+		fmt.Sprintf("address add %s/%d dev %s", RouterAddress6, UnderlaySubnet6.Bits(), routerBridge),
 		fmt.Sprintf("address add %s dev out", outsideGateway),
+		fmt.Sprintf("address add %s dev out", outsideGateway6),
 		"link set out up")
 	if err := ipBatch(ctx, o.routerNetns(), lines...); err != nil {
 		return err
 	}
 	// br_netfilter, where the kernel has it, must not track what the bridge only passes on.
-	if err := settings(ctx, o.routerNetns(), "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
+	if err := settings(ctx, o.routerNetns(), "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
 		"net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"); err != nil {
 		return err
 	}
@@ -78,8 +84,10 @@ func routerFabric(ctx context.Context, o Options, nodes []Node) error {
 func outsideFabric(ctx context.Context, o Options) error {
 	return ipBatch(ctx, o.outsideNetns(),
 		fmt.Sprintf("address add %s/%d dev eth0", OutsideAddress, outsideGateway.Bits()),
+		fmt.Sprintf("address add %s/%d dev eth0", OutsideAddress6, outsideGateway6.Bits()),
 		"link set eth0 up",
-		fmt.Sprintf("route add default via %s", outsideGateway.Addr()))
+		fmt.Sprintf("route add default via %s", outsideGateway.Addr()),
+		fmt.Sprintf("route add default via %s", outsideGateway6.Addr()))
 }
 
 func controlFabric(ctx context.Context, o Options, nodes []Node) error {

@@ -119,7 +119,7 @@ func whoami(t *testing.T) string {
 // serve runs the echo server in a namespace and waits until it answers there.
 func (l lab) serve(t *testing.T, program, netns string) {
 	t.Helper()
-	spec := process.Spec{Name: "whoami-" + netns, Netns: netns, Path: program, Args: []string{"-listen", fmt.Sprintf("0.0.0.0:%d", port)}}
+	spec := process.Spec{Name: "whoami-" + netns, Netns: netns, Path: program, Args: []string{"-listen", fmt.Sprintf("[::]:%d", port)}}
 	if err := l.procs.Start(t.Context(), spec); err != nil {
 		t.Fatal(err)
 	}

@@ -34,8 +34,8 @@ func (l LoadBalancer) validate() error {
 		return fmt.Errorf("load balancer %s: protocol %q: want tcp or udp", l.Name, l.Protocol)
 	}
 	for _, address := range append([]netip.AddrPort{l.VIP}, l.Backends...) {
-		if !address.IsValid() || !address.Addr().Is4() {
-			return fmt.Errorf("load balancer %s: address %s: want IPv4 and a port", l.Name, address)
+		if !address.IsValid() || address.Addr().Is4() != l.VIP.Addr().Is4() {
+			return fmt.Errorf("load balancer %s: address %s: want one and a port, of one family with the others", l.Name, address)
 		}
 	}
 	return nil
@@ -124,7 +124,7 @@ func balancerCommands(logicalSwitch string, existing map[string]string, wanted [
 			fmt.Sprintf("name=%q", balancer.Name),
 			"protocol=" + balancer.Protocol,
 			fmt.Sprintf("vips={%q=%q}", balancer.VIP, strings.Join(backends, ",")),
-			fmt.Sprintf("options={reject=\"true\",hairpin_snat_ip=%q}", hairpinAddress),
+			fmt.Sprintf("options={reject=\"true\",hairpin_snat_ip=\"%s %s\"}", hairpinAddress, hairpinAddress6),
 			fmt.Sprintf("external_ids={%q=%q}", ownerID, key),
 		}
 		if uuid, found := existing[key]; found {

@@ -38,7 +38,7 @@ func startNode(ctx context.Context, n Node, procs *process.Set) error {
 	group.Go(func() error { return n.startDatabase(groupCtx, procs, "nb", northboundSchema, n.NorthboundSocket) })
 	group.Go(func() error { return n.startDatabase(groupCtx, procs, "sb", southboundSchema, n.southboundSocket()) })
 	group.Go(func() error {
-		return settings(groupCtx, n.Netns, "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
+		return settings(groupCtx, n.Netns, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
 			"net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
 	})
 	group.Go(func() error {
@@ -172,15 +172,16 @@ func wiredNetwork(n Node) []string {
 // datapathNetwork is the lines of ip(8) for the interfaces that Open vSwitch has made. The tunnels' address has to be on a bridge of
 // the same datapath, since Open vSwitch encapsulates by itself in userspace.
 func datapathNetwork(n Node) []string {
-	return []string{
-		fmt.Sprintf("address add %s/%d dev %s", n.Address, UnderlaySubnet.Bits(), externalBridge),
-		fmt.Sprintf("link set %s up", externalBridge),
-		fmt.Sprintf("route add default via %s", RouterAddress),
-		fmt.Sprintf("address add %s/%d dev %s", n.ManagementAddress, n.PodSubnet.Bits(), managementPort),
-		fmt.Sprintf("link set %s up", managementPort),
-		fmt.Sprintf("route add %s via %s", PodSubnet, n.podGateway()),
-		fmt.Sprintf("route add %s via %s", JoinSubnet, n.podGateway()),
+	lines := []string{fmt.Sprintf("link set %s up", externalBridge), fmt.Sprintf("link set %s up", managementPort)}
+	for _, s := range n.stacks() {
+		lines = append(lines,
+			fmt.Sprintf("address add %s dev %s", s.host, externalBridge),
+			fmt.Sprintf("route add default via %s", s.router),
+			fmt.Sprintf("address add %s dev %s", s.management, managementPort),
+			fmt.Sprintf("route add %s via %s", s.clusterPods, s.gateway.Addr()),
+			fmt.Sprintf("route add %s via %s", s.join.Masked(), s.gateway.Addr()))
 	}
+	return lines
 }
 
 // masquerade is OVN-Kubernetes' local gateway masquerade, by its names and at its priority: the node's own pods leave with the
@@ -193,7 +194,8 @@ func masquerade(n Node) string {
 	}
 	chain ovn-kube-pod-subnet-masq {
 		ip saddr %s masquerade
+		ip6 saddr %s masquerade
 	}
 }
-`, managementPort, n.PodSubnet)
+`, managementPort, n.PodSubnet, n.PodSubnet6)
 }

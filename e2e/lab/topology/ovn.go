@@ -80,16 +80,16 @@ func zoneCommands(n Node) [][]string {
 		{"lr-add", clusterRouter}, {"set", "Logical_Router", clusterRouter, "external_ids:k8s-cluster-router=yes"},
 		{"ls-add", joinSwitch},
 	}
-	commands = append(commands, routerPort(clusterRouter, joinSwitch, "rtoj-"+clusterRouter, "jtor-"+clusterRouter, ovnMAC(joinRouter.Addr()), joinRouter)...)
+	commands = append(commands, routerPort(clusterRouter, joinSwitch, "rtoj-"+clusterRouter, "jtor-"+clusterRouter, ovnMAC(hostOf(JoinSubnet, 1)), n.both(func(s stack) netip.Prefix { return s.joinRouter }))...)
 	commands = append(commands, []string{"ls-add", n.Name},
-		[]string{"set", "Logical_Switch", n.Name, "other_config:subnet=" + n.PodSubnet.String()})
-	commands = append(commands, routerPort(clusterRouter, n.Name, "rtos-"+n.Name, "stor-"+n.Name, ovnMAC(n.podGateway()), netip.PrefixFrom(n.podGateway(), n.PodSubnet.Bits()))...)
+		[]string{"set", "Logical_Switch", n.Name, "other_config:subnet=" + n.PodSubnet.String(), fmt.Sprintf("other_config:ipv6_prefix=%q", n.PodSubnet6.Addr())})
+	commands = append(commands, routerPort(clusterRouter, n.Name, "rtos-"+n.Name, "stor-"+n.Name, ovnMAC(hostOf(n.PodSubnet, 1)), n.both(func(s stack) netip.Prefix { return s.gateway }))...)
 	commands = append(commands, []string{"lsp-add", n.Name, "k8s-" + n.Name},
-		[]string{"lsp-set-addresses", "k8s-" + n.Name, n.ManagementMAC.String() + " " + n.ManagementAddress.String()})
+		[]string{"lsp-set-addresses", "k8s-" + n.Name, fmt.Sprintf("%s %s %s", n.ManagementMAC, n.ManagementAddress, n.ManagementAddress6)})
 	commands = append(commands, gatewayCommands(n)...)
 	commands = append(commands, []string{"ls-add", transitSwitch},
 		[]string{"set", "Logical_Switch", transitSwitch, "other_config:interconn-ts=" + transitSwitch, fmt.Sprintf("other_config:requested-tnl-key=%d", transitKey)})
-	commands = append(commands, routerPort(clusterRouter, transitSwitch, "rtots-"+n.Name, "tstor-"+n.Name, ovnMAC(n.TransitAddress), netip.PrefixFrom(n.TransitAddress, TransitSubnet.Bits()))...)
+	commands = append(commands, routerPort(clusterRouter, transitSwitch, "rtots-"+n.Name, "tstor-"+n.Name, ovnMAC(n.TransitAddress), n.both(func(s stack) netip.Prefix { return s.transit }))...)
 	commands = append(commands, []string{"lsp-set-options", "tstor-" + n.Name, "router-port=rtots-" + n.Name, fmt.Sprintf("requested-tnl-key=%d", n.id)})
 	return append(commands, routingCommands(n)...)
 }
@@ -104,36 +104,46 @@ func gatewayCommands(n Node) [][]string {
 		{
 			"set", "Logical_Router", router, "options:chassis=" + n.Name, "options:lb_force_snat_ip=router_ip", "options:snat-ct-zone=0",
 			"options:dynamic_neigh_routers=true", "options:always_learn_from_arp_request=false",
-			"external_ids:physical_ip=" + n.Address.String(), "external_ids:physical_ips=" + n.Address.String(),
+			"external_ids:physical_ip=" + n.Address.String(), fmt.Sprintf("external_ids:physical_ips=\"%s,%s\"", n.Address, n.Address6),
 		},
 	}
-	commands = append(commands, routerPort(router, joinSwitch, "rtoj-"+router, "jtor-"+router, ovnMAC(n.JoinAddress), netip.PrefixFrom(n.JoinAddress, JoinSubnet.Bits()))...)
+	commands = append(commands, routerPort(router, joinSwitch, "rtoj-"+router, "jtor-"+router, ovnMAC(n.JoinAddress), n.both(func(s stack) netip.Prefix { return s.join }))...)
 	commands = append(commands, []string{"ls-add", external})
-	commands = append(commands, routerPort(router, external, "rtoe-"+router, "etor-"+router, n.UplinkMAC, netip.PrefixFrom(n.Address, UnderlaySubnet.Bits()))...)
-	return append(commands,
+	commands = append(commands, routerPort(router, external, "rtoe-"+router, "etor-"+router, n.UplinkMAC, n.both(func(s stack) netip.Prefix { return s.host }))...)
+	commands = append(commands,
 		[]string{"lsp-add", external, localnet},
 		[]string{"lsp-set-type", localnet, "localnet"},
 		[]string{"lsp-set-addresses", localnet, "unknown"},
-		[]string{"lsp-set-options", localnet, "network_name=" + physicalNetwork},
-		[]string{"lr-route-add", router, PodSubnet.String(), joinRouter.Addr().String()},
-		[]string{"lr-route-add", router, "0.0.0.0/0", RouterAddress.String(), "rtoe-" + router},
-		[]string{"lr-nat-add", router, "snat", n.Address.String(), PodSubnet.String()})
+		[]string{"lsp-set-options", localnet, "network_name=" + physicalNetwork})
+	for _, s := range n.stacks() {
+		commands = append(commands,
+			[]string{"lr-route-add", router, s.clusterPods.String(), s.joinRouter.Addr().String()},
+			[]string{"lr-route-add", router, s.everything.String(), s.router.String(), "rtoe-" + router},
+			[]string{"lr-nat-add", router, "snat", s.host.Addr().String(), s.clusterPods.String()})
+	}
+	return commands
 }
 
 // routingCommands make the cluster router's routes and policies of the own zone. The src-ip route is the local gateway mode's way
 // out.
 func routingCommands(n Node) [][]string {
-	management := n.ManagementAddress.String()
-	commands := [][]string{
-		{"--policy=src-ip", "lr-route-add", clusterRouter, n.PodSubnet.String(), management},
-		{"lr-route-add", clusterRouter, n.JoinAddress.String(), n.JoinAddress.String()},
-		// A host that reaches itself through a load balancer (OVN-Kubernetes' MGMTPortPolicyPriority).
-		{"lr-policy-add", clusterRouter, "1005", fmt.Sprintf("ip4.src == %s && ip4.dst == %s /* %s */", management, n.Address, n.Name), "reroute", management},
-	}
-	for _, host := range n.hostAddresses() {
-		// A pod that reaches its own node keeps its address (NodeSubnetPolicyPriority).
-		match := fmt.Sprintf("inport == \"rtos-%s\" && ip4.dst == %s /* %s */", n.Name, host.Addr(), n.Name)
-		commands = append(commands, []string{"lr-policy-add", clusterRouter, "1004", match, "reroute", management})
+	var commands [][]string
+	for _, s := range n.stacks() {
+		management, join := s.management.Addr().String(), s.join.Addr().String()
+		hairpin := fmt.Sprintf("%s.src == %s && %s.dst == %s /* %s */", s.ip, management, s.ip, s.host.Addr(), n.Name)
+		commands = append(commands,
+			[]string{"--policy=src-ip", "lr-route-add", clusterRouter, s.pods.String(), management},
+			[]string{"lr-route-add", clusterRouter, join, join},
+			// A host that reaches itself through a load balancer (OVN-Kubernetes' MGMTPortPolicyPriority).
+			[]string{"lr-policy-add", clusterRouter, "1005", hairpin, "reroute", management})
+		for _, host := range n.hostAddresses() {
+			if host.Addr().Is4() != s.host.Addr().Is4() {
+				continue
+			}
+			// A pod that reaches its own node keeps its address (NodeSubnetPolicyPriority).
+			match := fmt.Sprintf("inport == \"rtos-%s\" && %s.dst == %s /* %s */", n.Name, s.ip, host.Addr(), n.Name)
+			commands = append(commands, []string{"lr-policy-add", clusterRouter, "1004", match, "reroute", management})
+		}
 	}
 	return commands
 }
@@ -141,20 +151,25 @@ func routingCommands(n Node) [][]string {
 // remoteZoneCommands are ovn-nbctl(8) commands that tell a zone of another node behind the transit switch.
 func remoteZoneCommands(other Node) [][]string {
 	port := "tstor-" + other.Name
-	return [][]string{
+	transit := other.both(func(s stack) netip.Prefix { return s.transit })
+	commands := [][]string{
 		{"lsp-add", transitSwitch, port},
 		{"lsp-set-type", port, "remote"},
-		{"lsp-set-addresses", port, fmt.Sprintf("%s %s/%d", ovnMAC(other.TransitAddress), other.TransitAddress, TransitSubnet.Bits())},
+		{"lsp-set-addresses", port, fmt.Sprintf("%s %s %s", ovnMAC(other.TransitAddress), transit[0], transit[1])},
 		{"lsp-set-options", port, fmt.Sprintf("requested-tnl-key=%d", other.id), "requested-chassis=" + other.Name},
-		{"lr-route-add", clusterRouter, other.PodSubnet.String(), other.TransitAddress.String()},
-		{"lr-route-add", clusterRouter, other.JoinAddress.String(), other.TransitAddress.String()},
 	}
+	for _, s := range other.stacks() {
+		commands = append(commands,
+			[]string{"lr-route-add", clusterRouter, s.pods.String(), s.transit.Addr().String()},
+			[]string{"lr-route-add", clusterRouter, s.join.Addr().String(), s.transit.Addr().String()})
+	}
+	return commands
 }
 
-// routerPort joins a logical router and a logical switch.
-func routerPort(router, logicalSwitch, routerSide, switchSide string, mac net.HardwareAddr, address netip.Prefix) [][]string {
+// routerPort joins a logical router and a logical switch. The router's addresses there are an IPv4 and an IPv6 one.
+func routerPort(router, logicalSwitch, routerSide, switchSide string, mac net.HardwareAddr, addresses []netip.Prefix) [][]string {
 	return [][]string{
-		{"lrp-add", router, routerSide, mac.String(), address.String()},
+		{"lrp-add", router, routerSide, mac.String(), addresses[0].String(), addresses[1].String()},
 		{"lsp-add", logicalSwitch, switchSide},
 		{"lsp-set-type", switchSide, "router"},
 		{"lsp-set-addresses", switchSide, "router"},

@@ -24,15 +24,21 @@ var validPod = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,99}$`)
 
 // Pod is a network namespace attached to OVN.
 type Pod struct {
-	Name    string     `json:"name"`
-	Node    string     `json:"node"`
-	Netns   string     `json:"netns"`
-	Address netip.Addr `json:"address"`
+	Name     string     `json:"name"`
+	Node     string     `json:"node"`
+	Netns    string     `json:"netns"`
+	Address  netip.Addr `json:"address"`
+	Address6 netip.Addr `json:"address6"`
 	// Ready tells that AddPod came to its end.
 	Ready bool `json:"ready"`
 }
 
-// MAC is the pod's MAC address, derived from its IP address as OVN-Kubernetes does.
+// Addresses are the pod's, IPv4 first.
+func (p Pod) Addresses() []netip.Addr {
+	return []netip.Addr{p.Address, p.Address6}
+}
+
+// MAC is the pod's MAC address, derived from its IPv4 address as OVN-Kubernetes does.
 func (p Pod) MAC() net.HardwareAddr {
 	return ovnMAC(p.Address)
 }
@@ -51,8 +57,8 @@ func (o Options) podRecord(name string) string {
 	return filepath.Join(o.podFolder(), name+".json")
 }
 
-// AddPod attaches a pod to a node: namespace <prefix>-pod-<name>, with the lowest free address of the node's subnet. It returns when
-// OVN has its flows. A pod that is there already is returned as it is; its node has to be the same. A pod's name is letters,
+// AddPod attaches a pod to a node: namespace <prefix>-pod-<name>, with the lowest free number in the node's subnets. It returns when OVN
+// has its flows. A pod that is there already is returned as it is; its node has to be the same. A pod's name is letters,
 // digits, dots, dashes and underscores, at most 100.
 func (t *Topology) AddPod(ctx context.Context, node, name string) (Pod, error) {
 	pod, err := t.addPod(ctx, node, name)
@@ -110,7 +116,7 @@ func (t *Topology) reservePod(n Node, name string) (pod Pod, existed bool, err e
 	}
 	for host := firstPodHost; host <= lastPodHost; host++ {
 		if address := hostOf(n.PodSubnet, host); !used[address] {
-			pod := Pod{Name: name, Node: n.Name, Netns: t.options.podNetns(name), Address: address}
+			pod := Pod{Name: name, Node: n.Name, Netns: t.options.podNetns(name), Address: address, Address6: hostOf(n.PodSubnet6, host)}
 			return pod, false, t.options.writePod(pod)
 		}
 	}
@@ -121,11 +127,16 @@ func (t *Topology) attachPod(ctx context.Context, n Node, pod Pod) error {
 	if err := addNetns(ctx, pod.Netns); err != nil {
 		return err
 	}
-	if err := ipBatch(ctx, pod.Netns,
+	lines := []string{
 		fmt.Sprintf("link add %s mtu %d address %s type veth peer name %s netns %s", podDevice, podMTU, pod.MAC(), pod.device(), n.Netns),
-		fmt.Sprintf("address add %s/%d dev %s", pod.Address, n.PodSubnet.Bits(), podDevice),
 		fmt.Sprintf("link set %s up", podDevice),
-		fmt.Sprintf("route add default via %s", n.podGateway())); err != nil {
+	}
+	for i, s := range n.stacks() {
+		lines = append(lines,
+			fmt.Sprintf("address add %s/%d dev %s", pod.Addresses()[i], s.pods.Bits(), podDevice),
+			fmt.Sprintf("route add default via %s", s.gateway.Addr()))
+	}
+	if err := ipBatch(ctx, pod.Netns, lines...); err != nil {
 		return err
 	}
 	if err := offloadOff(ctx, pod.Netns, podDevice); err != nil {
@@ -139,7 +150,7 @@ func (t *Topology) attachPod(ctx context.Context, n Node, pod Pod) error {
 	}
 	if _, err := n.northbound(ctx, oneTransaction([][]string{
 		{"lsp-add", n.Name, pod.Name},
-		{"lsp-set-addresses", pod.Name, pod.MAC().String() + " " + pod.Address.String()},
+		{"lsp-set-addresses", pod.Name, fmt.Sprintf("%s %s %s", pod.MAC(), pod.Address, pod.Address6)},
 		{"set", "Logical_Switch_Port", pod.Name, "external_ids:pod=true"},
 	})...); err != nil {
 		return err

@@ -40,9 +40,11 @@ func testPods(t *testing.T, topology *Topology, pods map[string]Pod) {
 		if err != nil || repaired.Address != pod.Address {
 			t.Fatalf("%v (%v), want address %v", repaired, err, pod.Address)
 		}
-		source, err := ask(t.Context(), repaired.Netns, "tcp", netip.AddrPortFrom(OutsideAddress, port))
-		if want := topology.Nodes()[2].Address; err != nil || source != want {
-			t.Errorf("source %v (%v), want %v", source, err, want)
+		for outside, want := range map[netip.Addr]netip.Addr{OutsideAddress: topology.Nodes()[2].Address, OutsideAddress6: topology.Nodes()[2].Address6} {
+			source, err := ask(t.Context(), repaired.Netns, "tcp", netip.AddrPortFrom(outside, port))
+			if err != nil || source != want {
+				t.Errorf("source %v (%v), want %v", source, err, want)
+			}
 		}
 		if err := topology.RemovePod(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -58,12 +60,20 @@ func testPods(t *testing.T, topology *Topology, pods map[string]Pod) {
 }
 
 func testLoadBalancers(t *testing.T, topology *Topology, pods map[string]Pod) {
+	t.Run("IPv4", func(t *testing.T) {
+		checkLoadBalancers(t, topology, pods, netip.MustParseAddrPort("10.96.0.10:53"), hairpinAddress, func(p Pod) netip.Addr { return p.Address })
+	})
+	t.Run("IPv6", func(t *testing.T) {
+		checkLoadBalancers(t, topology, pods, netip.MustParseAddrPort("[fd00:10:96::a]:53"), hairpinAddress6, func(p Pod) netip.Addr { return p.Address6 })
+	})
+}
+
+func checkLoadBalancers(t *testing.T, topology *Topology, pods map[string]Pod, vip netip.AddrPort, hairpin netip.Addr, address func(Pod) netip.Addr) {
 	a, b, c := pods["a"], pods["b"], pods["c"]
-	vip := netip.MustParseAddrPort("10.96.0.10:53")
 	balancer := func(protocol string, backends ...Pod) LoadBalancer {
 		result := LoadBalancer{Name: "example", Protocol: protocol, VIP: vip}
 		for _, backend := range backends {
-			result.Backends = append(result.Backends, netip.AddrPortFrom(backend.Address, port))
+			result.Backends = append(result.Backends, netip.AddrPortFrom(address(backend), port))
 		}
 		return result
 	}
@@ -84,13 +94,13 @@ func testLoadBalancers(t *testing.T, topology *Topology, pods map[string]Pod) {
 		// Twice the same, then a change in place, from every side.
 		for _, backend := range []Pod{b, b, c} {
 			set(balancer("tcp", backend), balancer("udp", backend))
-			answers(protocol, a, a.Address)
+			answers(protocol, a, address(a))
 		}
-		answers(protocol, b, b.Address)
-		answers(protocol, c, hairpinAddress)
+		answers(protocol, b, address(b))
+		answers(protocol, c, hairpin)
 	}
 	set(balancer("tcp", b))
-	answers("tcp", a, a.Address)
+	answers("tcp", a, address(a))
 	short, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	if got, err := ask(short, a.Netns, "udp", vip); err == nil {

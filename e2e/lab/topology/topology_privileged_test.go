@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -71,6 +72,26 @@ func TestTopology(t *testing.T) {
 	t.Run("down", func(t *testing.T) { testDown(t, l) })
 }
 
+// twins are the IPv6 addresses beside the IPv4 ones.
+func twins(topology *Topology, pods map[string]Pod) map[netip.Addr]netip.Addr {
+	twins := map[netip.Addr]netip.Addr{OutsideAddress: OutsideAddress6}
+	for _, n := range topology.Nodes() {
+		twins[n.Address], twins[n.ManagementAddress] = n.Address6, n.ManagementAddress6
+	}
+	for _, pod := range pods {
+		twins[pod.Address] = pod.Address6
+	}
+	return twins
+}
+
+// inBoth are an address, and its twin where it has one.
+func inBoth(address netip.Addr, twins map[netip.Addr]netip.Addr) []netip.Addr {
+	if six, ok := twins[address]; ok {
+		return []netip.Addr{address, six}
+	}
+	return []netip.Addr{address}
+}
+
 func testTraffic(t *testing.T, topology *Topology, pods map[string]Pod) {
 	n1, n2 := topology.Nodes()[0], topology.Nodes()[1]
 	a, b, c := pods["a"], pods["b"], pods["c"]
@@ -94,14 +115,18 @@ func testTraffic(t *testing.T, topology *Topology, pods map[string]Pod) {
 		"node to node on the control side":   {n1.Netns, n2.ControlAddress, n1.ControlAddress},
 		"outside to node":                    {topology.OutsideNetns(), n2.Address, OutsideAddress},
 	}
+	twins := twins(topology, pods)
 	for name, test := range tests {
-		for _, protocol := range []string{"tcp", "udp"} {
-			t.Run(name+" "+protocol, func(t *testing.T) {
-				got, err := ask(t.Context(), test.from, protocol, netip.AddrPortFrom(test.to, port))
-				if err != nil || got != test.want {
-					t.Errorf("%s at %s: source %v (%v), want %v", test.from, test.to, got, err, test.want)
-				}
-			})
+		wanted := inBoth(test.want, twins)
+		for i, to := range inBoth(test.to, twins) {
+			for _, protocol := range []string{"tcp", "udp"} {
+				t.Run(fmt.Sprintf("%s %s to %s", name, protocol, to), func(t *testing.T) {
+					got, err := ask(t.Context(), test.from, protocol, netip.AddrPortFrom(to, port))
+					if err != nil || got != wanted[i] {
+						t.Errorf("%s at %s: source %v (%v), want %v", test.from, to, got, err, wanted[i])
+					}
+				})
+			}
 		}
 	}
 }
@@ -119,34 +144,38 @@ func testNeighbors(t *testing.T, topology *Topology, pods map[string]Pod) {
 		"pod to its node":     {a.Netns, podDevice, n1.ManagementAddress, n1.ManagementMAC},
 		"pod to its neighbor": {a.Netns, podDevice, b.Address, b.MAC()},
 	}
+	twins := twins(topology, pods)
 	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			if err := ipBatch(t.Context(), test.from, "neigh flush dev "+test.device); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := ask(t.Context(), test.from, "tcp", netip.AddrPortFrom(test.to, port)); err != nil {
-				t.Fatal(err)
-			}
-			output, err := run(t.Context(), "", "ip", "-n", test.from, "-j", "neigh", "show", test.to.String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			var neighbors []struct {
-				Address string `json:"lladdr"`
-			}
-			if err := json.Unmarshal(output, &neighbors); err != nil {
-				t.Fatal(err)
-			}
-			if len(neighbors) != 1 || neighbors[0].Address != test.want.String() {
-				t.Errorf("%s has %v, want %v", test.to, neighbors, test.want)
-			}
-		})
+		for _, to := range inBoth(test.to, twins) {
+			t.Run(name+" "+to.String(), func(t *testing.T) { checkNeighbor(t, test.from, test.device, to, test.want) })
+		}
+	}
+}
+
+func checkNeighbor(t *testing.T, from, device string, to netip.Addr, want net.HardwareAddr) {
+	if err := ipBatch(t.Context(), from, "neigh flush dev "+device); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ask(t.Context(), from, "tcp", netip.AddrPortFrom(to, port)); err != nil {
+		t.Fatal(err)
+	}
+	output, err := run(t.Context(), "", "ip", "-n", from, "-j", "neigh", "show", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var neighbors []struct {
+		Address string `json:"lladdr"`
+	}
+	if err := json.Unmarshal(output, &neighbors); err != nil {
+		t.Fatal(err)
+	}
+	if len(neighbors) != 1 || neighbors[0].Address != want.String() {
+		t.Errorf("%s has %v, want %v", to, neighbors, want)
 	}
 }
 
 // testBulk sends more than fits in a packet or a window, both ways: segmentation offload and the tunnels' room are right.
 func testBulk(t *testing.T, topology *Topology, pods map[string]Pod) {
-	const size = 4 << 20
 	n1, n2 := topology.Nodes()[0], topology.Nodes()[1]
 	a, c := pods["a"], pods["c"]
 	tests := map[string]struct {
@@ -160,35 +189,40 @@ func testBulk(t *testing.T, topology *Topology, pods map[string]Pod) {
 		"node to pod on another node": {n1.Netns, c.Netns, c.Address},
 		"outside to node":             {topology.OutsideNetns(), n1.Netns, n1.Address},
 	}
+	twins := twins(topology, pods)
 	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			server := netip.AddrPortFrom(test.server, 9000).String()
-			var listener net.Listener
-			if err := withNetns(test.to, func() (err error) { listener, err = net.Listen("tcp4", server); return err }); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = listener.Close() }()
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			deadline, _ := ctx.Deadline()
-			group, ctx := errgroup.WithContext(ctx)
-			group.Go(func() error {
-				connection, err := listener.Accept()
-				if err != nil {
-					return err
-				}
-				defer func() { _ = connection.Close() }()
-				return errors.Join(connection.SetDeadline(deadline), exchange(connection, size))
-			})
-			connection, err := DialContext(test.from)(ctx, "tcp", server)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = connection.Close() }()
-			if err := errors.Join(connection.SetDeadline(deadline), exchange(connection, size), group.Wait()); err != nil {
-				t.Error(err)
-			}
-		})
+		for _, server := range inBoth(test.server, twins) {
+			t.Run(name+" "+server.String(), func(t *testing.T) { checkBulk(t, test.from, test.to, netip.AddrPortFrom(server, 9000).String()) })
+		}
+	}
+}
+
+func checkBulk(t *testing.T, from, to, server string) {
+	const size = 4 << 20
+	listener, err := Listen(to, "tcp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		connection, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		defer func() { _ = connection.Close() }()
+		return errors.Join(connection.SetDeadline(deadline), exchange(connection, size))
+	})
+	connection, err := DialContext(from)(ctx, "tcp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = connection.Close() }()
+	if err := errors.Join(connection.SetDeadline(deadline), exchange(connection, size), group.Wait()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -206,20 +240,25 @@ func exchange(connection net.Conn, size int64) error {
 // testCounters uses n3, which no other test before it sends from.
 func testCounters(t *testing.T, topology *Topology) {
 	n2, n3 := topology.Nodes()[1], topology.Nodes()[2]
+	t.Run("IPv4", func(t *testing.T) { checkCounters(t, topology, n2, n3, n3.Address, OutsideAddress) })
+	t.Run("IPv6", func(t *testing.T) { checkCounters(t, topology, n2, n3, n3.Address6, OutsideAddress6) })
+}
+
+func checkCounters(t *testing.T, topology *Topology, n2, n3 Node, address, outside netip.Addr) {
 	read := func(node Node) (all, ofN3 Counters) {
 		t.Helper()
 		all, err := topology.UplinkCounters(t.Context(), node.Name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ofN3, err = topology.AddressCounters(t.Context(), node.Name, n3.Address)
+		ofN3, err = topology.AddressCounters(t.Context(), node.Name, address)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return all, ofN3
 	}
 	allBefore, before := read(n3)
-	if _, err := ask(t.Context(), n3.Netns, "udp", netip.AddrPortFrom(OutsideAddress, port)); err != nil {
+	if _, err := ask(t.Context(), n3.Netns, "udp", netip.AddrPortFrom(outside, port)); err != nil {
 		t.Fatal(err)
 	}
 	allAfter, after := read(n3)

@@ -24,7 +24,7 @@ const (
 )
 
 // bgpdConfig lets every host of the underlay be a peer. Multipath stands for a ToR that would spread traffic over all announcers:
-// one path only is then the product's doing.
+// one path only is then the product's doing. IPv6 prefixes come over the IPv4 sessions.
 func bgpdConfig() string {
 	return fmt.Sprintf(`hostname tor
 log stdout informational
@@ -38,6 +38,10 @@ router bgp %d
  neighbor NODES passive
  bgp listen range %s peer-group NODES
  address-family ipv4 unicast
+  maximum-paths 8
+ exit-address-family
+ address-family ipv6 unicast
+  neighbor NODES activate
   maximum-paths 8
  exit-address-family
 `, RouterASN, RouterAddress, NodeASN, UnderlaySubnet)
@@ -131,7 +135,7 @@ type BGPPath struct {
 
 // TorRoutes returns the ToR's paths for exactly this prefix, none where it has no route.
 func (t *Topology) TorRoutes(ctx context.Context, prefix netip.Prefix) ([]BGPPath, error) {
-	output, err := t.Vtysh(ctx, fmt.Sprintf("show bgp ipv4 unicast %s json", prefix))
+	output, err := t.Vtysh(ctx, fmt.Sprintf("show bgp ipv%s unicast %s json", version(prefix.Addr()), prefix))
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +146,7 @@ func (t *Topology) TorRoutes(ctx context.Context, prefix netip.Prefix) ([]BGPPat
 	return paths, nil
 }
 
-// parsePaths reads the output of FRR's "show bgp ipv4 unicast PREFIX json".
+// parsePaths reads the output of FRR's "show bgp ipv4|ipv6 unicast PREFIX json". The first next hop of an IPv6 path is the global one.
 func parsePaths(output []byte) ([]BGPPath, error) {
 	var document struct {
 		Paths []struct {

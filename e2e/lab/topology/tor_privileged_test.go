@@ -17,16 +17,24 @@ import (
 	"github.com/metallb-egress/metallb-egress/e2e/lab/process"
 )
 
-// testRouter peers a bgpd on two nodes with the ToR, over br-ex.
+// testRouter peers a bgpd on two nodes with the ToR, over br-ex and IPv4, for prefixes of both families.
 func testRouter(t *testing.T, l lab, topology *Topology) {
-	prefix := netip.MustParsePrefix("172.19.0.100/32")
-	if routes, err := topology.TorRoutes(t.Context(), prefix); err != nil || len(routes) != 0 {
-		t.Errorf("routes before: %v (%v), want none", routes, err)
-	}
 	n1, n2 := topology.Nodes()[0], topology.Nodes()[1]
-	for _, n := range []Node{n1, n2} {
-		l.announce(t, n, prefix)
+	prefix, prefix6 := netip.MustParsePrefix("172.19.0.100/32"), netip.MustParsePrefix("fd00:19::100/128")
+	for _, p := range []netip.Prefix{prefix, prefix6} {
+		if routes, err := topology.TorRoutes(t.Context(), p); err != nil || len(routes) != 0 {
+			t.Errorf("routes to %s before: %v (%v), want none", p, routes, err)
+		}
 	}
+	for _, n := range []Node{n1, n2} {
+		l.announce(t, n, prefix, prefix6)
+	}
+	checkRoutes(t, topology, prefix, n1.Address, n2.Address)
+	checkRoutes(t, topology, prefix6, n1.Address6, n2.Address6)
+}
+
+// checkRoutes waits for one path by each hop.
+func checkRoutes(t *testing.T, topology *Topology, prefix netip.Prefix, hop1, hop2 netip.Addr) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -35,14 +43,14 @@ func testRouter(t *testing.T, l lab, topology *Topology) {
 		routes, err := topology.TorRoutes(ctx, prefix)
 		slices.SortFunc(routes, func(a, b BGPPath) int { return a.NextHop.Compare(b.NextHop) })
 		hops, kernelErr := topology.kernelHops(ctx, prefix)
-		if err == nil && kernelErr == nil && len(routes) == 2 && routes[0].NextHop == n1.Address && routes[1].NextHop == n2.Address &&
+		if err == nil && kernelErr == nil && len(routes) == 2 && routes[0].NextHop == hop1 && routes[1].NextHop == hop2 &&
 			routes[0].Valid && routes[1].Valid && routes[0].Multipath && routes[1].Multipath && routes[0].Best != routes[1].Best &&
-			slices.Equal(hops, []string{n1.Address.String(), n2.Address.String()}) {
+			slices.Equal(hops, []string{hop1.String(), hop2.String()}) {
 			return
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("routes %+v (%v), in the kernel via %v (%v), want one path by each of n1 and n2", routes, err, hops, kernelErr)
+			t.Fatalf("routes %+v (%v), in the kernel via %v (%v), want one path by each of %s and %s", routes, err, hops, kernelErr, hop1, hop2)
 		case <-tick.C:
 		}
 	}
@@ -50,7 +58,7 @@ func testRouter(t *testing.T, l lab, topology *Topology) {
 
 // kernelHops are the gateways of the ToR's route in the kernel.
 func (t *Topology) kernelHops(ctx context.Context, prefix netip.Prefix) ([]string, error) {
-	output, err := run(ctx, "", "ip", "-n", t.RouterNetns(), "-j", "route", "show", prefix.String())
+	output, err := run(ctx, "", "ip", "-n", t.RouterNetns(), "-"+version(prefix.Addr()), "-j", "route", "show", prefix.String())
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +80,9 @@ func (t *Topology) kernelHops(ctx context.Context, prefix netip.Prefix) ([]strin
 	return hops, nil
 }
 
-// announce runs a bgpd on a node that announces the prefix to the ToR.
-func (l lab) announce(t *testing.T, n Node, prefix netip.Prefix) {
+// announce runs a bgpd on a node that announces an IPv4 and an IPv6 prefix to the ToR. Without zebra it does not know the node's IPv6
+// address by itself.
+func (l lab) announce(t *testing.T, n Node, prefix, prefix6 netip.Prefix) {
 	t.Helper()
 	folder := filepath.Join(l.options.routerFolder(), n.Name)
 	config := filepath.Join(folder, "bgpd.conf")
@@ -85,7 +94,15 @@ func (l lab) announce(t *testing.T, n Node, prefix netip.Prefix) {
  neighbor %s timers connect 1
  address-family ipv4 unicast
   network %s
-`, NodeASN, n.Address, RouterAddress, RouterASN, RouterAddress, prefix)
+ exit-address-family
+ address-family ipv6 unicast
+  neighbor %s activate
+  neighbor %s route-map own-address out
+  network %s
+ exit-address-family
+route-map own-address permit 10
+ set ipv6 next-hop global %s
+`, NodeASN, n.Address, RouterAddress, RouterASN, RouterAddress, prefix, RouterAddress, RouterAddress, prefix6, n.Address6)
 	if err := FRRFolder(folder, map[string]string{"bgpd.conf": content}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Whoami answers each HTTP request, and each UDP datagram, with the address it came from, as one line "<ip>:<port>".
+// Whoami answers each HTTP request, and each UDP datagram, with the address it came from, as one line "<ip>:<port>",
+// or "[<ip>]:<port>" where it is IPv6.
 //
-// It serves both protocols on one port, IPv4 only, so that a test can ask a server which source address it saw.
+// It serves both protocols on one port, so that a test can ask a server which source address it saw.
 package main
 
 import (
@@ -22,7 +23,7 @@ import (
 )
 
 func main() {
-	listen := flag.String("listen", "0.0.0.0:8080", "IPv4 address and port to serve HTTP and UDP on")
+	listen := flag.String("listen", "[::]:8080", "IPv6 address and port to serve HTTP and UDP on; [::] is all addresses, IPv4 too")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	err := serve(ctx, *listen)
@@ -39,11 +40,11 @@ func serve(ctx context.Context, listen string) error {
 	if err != nil {
 		return err
 	}
-	datagrams, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(address))
+	datagrams, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(address))
 	if err != nil {
 		return err
 	}
-	stream, err := net.Listen("tcp4", listen)
+	stream, err := net.Listen("tcp", listen)
 	if err != nil {
 		return errors.Join(err, datagrams.Close())
 	}
@@ -65,8 +66,9 @@ func serve(ctx context.Context, listen string) error {
 	return errors.Join(err, server.Close(), datagrams.Close())
 }
 
-// answerDatagrams answers each datagram from the address that it was sent to (IP_PKTINFO, ip(7)): on a host with several
-// addresses the routing table might choose another one, which the client would not recognize.
+// answerDatagrams answers each datagram from the address that it was sent to (IPV6_PKTINFO, RFC 3542): on a host with several
+// addresses the routing table might choose another one, which the client would not recognize. The kernel writes IPv4 addresses as
+// IPv6 ones (IPv4-mapped) on such a socket.
 func answerDatagrams(connection *net.UDPConn) error {
 	raw, err := connection.SyscallConn()
 	if err != nil {
@@ -74,7 +76,7 @@ func answerDatagrams(connection *net.UDPConn) error {
 	}
 	var optionErr error
 	if err := raw.Control(func(descriptor uintptr) {
-		optionErr = unix.SetsockoptInt(int(descriptor), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+		optionErr = unix.SetsockoptInt(int(descriptor), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 	}); err != nil {
 		return err
 	}
@@ -82,7 +84,7 @@ func answerDatagrams(connection *net.UDPConn) error {
 		return optionErr
 	}
 	// What the datagram says does not matter; the control message must fit.
-	payload, control := make([]byte, 1), make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
+	payload, control := make([]byte, 1), make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 	for {
 		_, n, _, from, err := connection.ReadMsgUDPAddrPort(payload, control)
 		if err != nil {
@@ -101,10 +103,9 @@ func sentTo(control []byte) []byte {
 		return nil
 	}
 	for _, message := range messages {
-		if message.Header.Level == unix.IPPROTO_IP && message.Header.Type == unix.IP_PKTINFO && len(message.Data) >= unix.SizeofInet4Pktinfo {
-			// struct in_pktinfo: interface index, local address, destination address of the datagram (ip(7)).
-			destination := [4]byte(message.Data[8:12])
-			return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: destination})
+		if message.Header.Level == unix.IPPROTO_IPV6 && message.Header.Type == unix.IPV6_PKTINFO && len(message.Data) >= unix.SizeofInet6Pktinfo {
+			// struct in6_pktinfo: destination address of the datagram, interface index.
+			return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: [16]byte(message.Data)})
 		}
 	}
 	return nil
