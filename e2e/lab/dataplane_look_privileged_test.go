@@ -160,8 +160,11 @@ func moveTo(t *testing.T, l *lab.Lab, node topology.Node) {
 // rhythm is the time between two words of a conversation, and between two datagrams.
 const rhythm = 20 * time.Millisecond
 
-// conversations are TCP connections of pods to a server outside, which repeats each word: enough for what a node remembers of a connection
-// to be out of date soon after it has moved elsewhere.
+// A long word is enough for what a node remembers of a connection to be out of date soon after it has moved elsewhere. With short ones
+// nothing is lost to full queues.
+const longWord, shortWord = 16 << 10, 32
+
+// conversations are TCP connections of pods to a server outside, which repeats each word.
 type conversations struct {
 	list  []*conversation
 	wrong func() int
@@ -176,19 +179,19 @@ type conversation struct {
 }
 
 // startConversations has the example's pods on these nodes begin to talk, in both families.
-func startConversations(t *testing.T, l *lab.Lab, nodes []topology.Node) *conversations {
+func startConversations(t *testing.T, l *lab.Lab, nodes []topology.Node, word int) *conversations {
 	t.Helper()
 	c := &conversations{wrong: watchSources(t, l)}
 	for _, node := range nodes {
 		for _, f := range families {
-			c.list = append(c.list, startConversation(t, l, f, examplePod(l, node)))
+			c.list = append(c.list, startConversation(t, l, f, examplePod(l, node), word))
 		}
 	}
 	c.goOn(t)
 	return c
 }
 
-func startConversation(t *testing.T, l *lab.Lab, f lab.Family, netns string) *conversation {
+func startConversation(t *testing.T, l *lab.Lab, f lab.Family, netns string, word int) *conversation {
 	t.Helper()
 	server := netip.AddrPortFrom(f.Outside.Addr(), conversationPort).String()
 	serve(t, l, server)
@@ -197,7 +200,7 @@ func startConversation(t *testing.T, l *lab.Lab, f lab.Family, netns string) *co
 		t.Fatal(err)
 	}
 	c := &conversation{name: netns + " in " + f.Name, stop: make(chan struct{}), ended: make(chan error, 1)}
-	go func() { c.ended <- c.talk(connection) }()
+	go func() { c.ended <- c.talk(connection, word) }()
 	return c
 }
 
@@ -223,9 +226,9 @@ func serve(t *testing.T, l *lab.Lab, address string) {
 	}()
 }
 
-func (c *conversation) talk(connection net.Conn) error {
+func (c *conversation) talk(connection net.Conn, size int) error {
 	defer func() { _ = connection.Close() }()
-	word := make([]byte, 16<<10)
+	word := make([]byte, size)
 	pause := time.NewTicker(rhythm)
 	defer pause.Stop()
 	for {

@@ -35,7 +35,7 @@ func testDualStack(t *testing.T, l *lab.Lab) {
 	wrong := watchSources(t, l)
 	var talk []*conversation
 	for _, netns := range examplePods(l) {
-		talk = append(talk, startConversation(t, l, lab.IPv4, netns))
+		talk = append(talk, startConversation(t, l, lab.IPv4, netns, shortWord))
 	}
 	node, err := l.Elected(t.Context())
 	if err != nil {
@@ -155,7 +155,7 @@ func testDataplane(t *testing.T, l *lab.Lab) {
 
 // testMoves moves the service round all nodes, and at once back again, while each of its pods talks to a server outside.
 func testMoves(t *testing.T, l *lab.Lab) {
-	conversations := startConversations(t, l, l.Topology.Nodes())
+	conversations := startConversations(t, l, l.Topology.Nodes(), longWord)
 	first, err := l.Elected(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func testNodeDeath(t *testing.T, l *lab.Lab) {
 			alive = append(alive, node)
 		}
 	}
-	conversations := startConversations(t, l, alive)
+	conversations := startConversations(t, l, alive, longWord)
 	uplink := func(state string) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -434,7 +434,7 @@ func testChurn(t *testing.T, l *lab.Lab) {
 	leaves := func(ctx context.Context) error { return leave(ctx, l, as(theService, pod.Netns)...) }
 	await(t, "a new pod leaves with the LoadBalancer IP", leaves)
 	// From here on none of its packets may have another source.
-	talk := []*conversation{startConversation(t, l, lab.IPv4, pod.Netns), startConversation(t, l, lab.IPv6, pod.Netns)}
+	talk := []*conversation{startConversation(t, l, lab.IPv4, pod.Netns, shortWord), startConversation(t, l, lab.IPv6, pod.Netns, shortWord)}
 	object := &corev1.Pod{}
 	setReady := func(ready corev1.ConditionStatus) {
 		if err := l.Client.Get(t.Context(), client.ObjectKey{Namespace: lab.ExampleService.Namespace, Name: pod.Name}, object); err != nil {

@@ -67,7 +67,7 @@ func testRestart(t *testing.T, l *lab.Lab, signal syscall.Signal) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conversations := startConversations(t, l, l.Topology.Nodes())
+	conversations := startConversations(t, l, l.Topology.Nodes(), shortWord)
 	datagrams := map[string]func() (sent, lost int){}
 	for _, f := range families {
 		datagrams[f.Name] = startDatagrams(t, f, examplePod(l, l.Topology.Nodes()[0]))
@@ -126,7 +126,7 @@ func testController(t *testing.T, l *lab.Lab) {
 		t.Fatal(err)
 	}
 	watch := watchPath(t, l, node, families...)
-	conversations := startConversations(t, l, l.Topology.Nodes())
+	conversations := startConversations(t, l, l.Topology.Nodes(), shortWord)
 	if err := l.Processes.Stop(t.Context(), lab.ControllerProcess); err != nil {
 		t.Fatal(err)
 	}
