@@ -508,7 +508,7 @@ func TestHostEqual(t *testing.T) {
 		Holds: make([]dataplane.Hold, 1), Counted: []string{"ns/a"}, Pods: prefixes("10.0.0.0/8"), OwnPods: prefixes("10.0.0.0/8"),
 		Guards: []dataplane.Guard{{Ports: make([]dataplane.Port, 1)}},
 	}
-	if !full.Equal(full) {
+	if same := full; !full.Equal(same) {
 		t.Error("not equal to itself")
 	}
 	for i := range reflect.TypeFor[dataplane.Host]().NumField() {

@@ -3,6 +3,7 @@
 package speakerext
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -46,17 +47,22 @@ func (s *Speaker) SyncReport(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := s.writeReport(ctx, report, all); err != nil || s.BGP == nil || !s.ledger.hasSessions() {
-		return 0, err
+	again := time.Duration(0)
+	if err = s.writeReport(ctx, report, all); err == nil && s.BGP != nil && s.ledger.hasSessions() {
+		// What says that a service is programmed does not wait for these.
+		again, err = s.syncSessionStates(context.WithoutCancel(ctx), report)
 	}
-	// What says that a service is programmed does not wait for these.
-	return s.syncSessionStates(context.WithoutCancel(ctx), report)
+	if left := returnTime - s.Now().Sub(s.reportingSince); !s.returned && (again == 0 || left < again) {
+		again = max(left, reportInterval)
+	}
+	return again, err
 }
 
 // writeReport writes the EgressNode, unless it is equal.
 func (s *Speaker) writeReport(ctx context.Context, report *v1alpha1.EgressNode, all []*followed) error {
 	after := report.DeepCopy()
 	after.Status = s.status(all)
+	after.Status.BGPSessions = s.stillUp(report.Status.BGPSessions, after.Status.BGPSessions)
 	if equality.Semantic.DeepEqual(report.Status, after.Status) {
 		return nil
 	}
@@ -66,6 +72,43 @@ func (s *Speaker) writeReport(ctx context.Context, report *v1alpha1.EgressNode, 
 	}
 	s.reportAfter = s.Now().Add(restAfter(s.Now().Sub(began)))
 	return nil
+}
+
+// returnTime is how long after its start a speaker says of a session that it is as the speaker before it
+// left it: with graceful restart the peer keeps the routes, and nothing has to move.
+const returnTime = 10 * time.Second
+
+// stillUp are the sessions as they are now, but for those that were up with graceful restart before this
+// program began and have not had the time to come back.
+func (s *Speaker) stillUp(before, now []v1alpha1.BGPSession) []v1alpha1.BGPSession {
+	if s.reportingSince.IsZero() {
+		s.reportingSince = s.Now()
+	}
+	if s.BGP == nil || s.returned || s.Now().Sub(s.reportingSince) >= returnTime {
+		s.returned = true
+		return now
+	}
+	waiting := false
+	for _, b := range before {
+		if b.State != string(bgp.Established) || !b.GracefulRestart {
+			continue
+		}
+		i := slices.IndexFunc(now, func(n v1alpha1.BGPSession) bool { return n.Peer == b.Peer && n.VRF == b.VRF })
+		switch {
+		case i < 0:
+			now = append(now, b)
+		case now[i].State == string(bgp.Established):
+			continue
+		default:
+			now[i] = b
+		}
+		waiting = true
+	}
+	s.returned = !waiting
+	slices.SortFunc(now, func(a, b v1alpha1.BGPSession) int {
+		return cmp.Or(cmp.Compare(a.VRF, b.VRF), cmp.Compare(a.Peer, b.Peer))
+	})
+	return now
 }
 
 // restAfter is the time from one report to the next, of which the API server took so long to write the one.

@@ -92,7 +92,9 @@ type Speaker struct {
 	other     string               // pod of another daemon
 	noted     map[types.UID]string // what the last event on an FRRConfiguration said
 	// Of the report loop.
-	reportAfter time.Time // when the next may be written
+	reportAfter    time.Time // when the next may be written
+	reportingSince time.Time
+	returned       bool // every session of the speaker before this one has come back, or had the time to
 	// statesAfter is when BGPSessionStates may be written next, statesInterval the time between two.
 	statesAfter    time.Time
 	statesInterval time.Duration

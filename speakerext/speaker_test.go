@@ -5,6 +5,7 @@ package speakerext
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	egressv1 "github.com/metallb-egress/metallb-egress/api/egressservice/v1"
 	"github.com/metallb-egress/metallb-egress/api/ovnkubernetes"
 	"github.com/metallb-egress/metallb-egress/api/v1alpha1"
+	"github.com/metallb-egress/metallb-egress/bgp"
 )
 
 // TestGuard is invariant I1: labelled, primary and programmed, each missing once.
@@ -231,6 +233,52 @@ func TestReplacedNodeLingers(t *testing.T) {
 	if len(r.dataplane.plan.Host.Translations) > 0 {
 		t.Error("a service without a primary is still translated")
 	}
+}
+
+// TestRestartedSpeaker: sessions that were up with graceful restart when the speaker before ended are said to be
+// until they are back, for as long as that may take; others not.
+func TestRestartedSpeaker(t *testing.T) {
+	session := func(peer, state string, gracefulRestart bool) v1alpha1.BGPSession {
+		return v1alpha1.BGPSession{Peer: peer, State: state, GracefulRestart: gracefulRestart}
+	}
+	before := &v1alpha1.EgressNode{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: v1alpha1.EgressNodeStatus{BGPSessions: []v1alpha1.BGPSession{
+		session("172.18.0.100", "Established", true), session("172.18.0.101", "Established", false), session("172.18.0.102", "Idle", true),
+	}}}
+	r := newRig(t, before)
+	states := func() (list []string) {
+		if _, err := r.SyncReport(r.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var report v1alpha1.EgressNode
+		if err := r.Client.Get(r.Context(), types.NamespacedName{Name: "n1"}, &report); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range report.Status.BGPSessions {
+			list = append(list, s.Peer+" "+s.State)
+		}
+		r.now = r.now.Add(reportInterval)
+		return list
+	}
+	expect := func(what string, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, states()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	r.bgp.sessions = []bgp.Session{}
+	expect("before there is any session", "172.18.0.100 Established")
+	r.bgp.sessions = []bgp.Session{{Peer: netip.MustParseAddr("172.18.0.100"), State: bgp.Active}, {Peer: netip.MustParseAddr("172.18.0.101"), State: bgp.Active}}
+	expect("under way", "172.18.0.100 Established", "172.18.0.101 Active")
+	if again, err := r.SyncReport(r.Context()); err != nil || again > returnTime || again <= 0 {
+		t.Errorf("again in %v, error %v", again, err)
+	}
+	r.now = r.now.Add(returnTime)
+	expect("it has not come back", "172.18.0.100 Active", "172.18.0.101 Active")
+
+	r = newRig(t, before)
+	expect("back at once", "172.18.0.100 Established")
+	r.bgp.sessions = []bgp.Session{{Peer: netip.MustParseAddr("172.18.0.100"), State: bgp.Active}}
+	expect("and lost again", "172.18.0.100 Active")
 }
 
 func TestForeignEndpointsAreLeftAlone(t *testing.T) {
