@@ -81,8 +81,8 @@ type node struct {
 	nft       translator
 	conntrack connections
 	listed    time.Time
-	// cleared are the guarded addresses whose strays have been ended, and loosened the epochs as whose
-	// primary the node has loosened what it remembers of a LoadBalancer IP's connections.
+	// cleared are the guarded addresses whose strays have been ended, and loosened the LoadBalancer IPs
+	// whose connections have been loosened, with the account's epoch then.
 	cleared  map[netip.Addr]bool
 	loosened map[netip.Addr]int64
 }
@@ -237,19 +237,18 @@ func (n *node) endStrays(guards []dataplane.Guard) error {
 	return nil
 }
 
-// loosen lets go on, once for each time that the node becomes primary, the connections of earlier times
-// as primary: what the node remembers of them is out of date, and their packets would be invalid.
+// loosen lets connections go on of which this node sees only a part, once for each time that it becomes
+// primary or ceases to be. What it remembers of an earlier time as primary is out of date; and while a
+// service moves away, the pods' packets take the new way before the answers do. Both would be invalid.
 func (n *node) loosen(plan dataplane.Host) error {
-	epochs, promoted := map[netip.Addr]int64{}, map[netip.Addr]bool{}
+	epochs, changed := map[netip.Addr]int64{}, map[netip.Addr]bool{}
 	for _, a := range plan.Accounts {
-		if a.Epoch != 0 {
-			epochs[a.Source] = a.Epoch
-			promoted[a.Source] = n.loosened[a.Source] != a.Epoch
-		}
+		epochs[a.Source] = a.Epoch
+		changed[a.Source] = n.loosened[a.Source] != a.Epoch
 	}
 	var pods []netip.Addr
 	for _, t := range plan.Translations {
-		if promoted[t.Source] {
+		if changed[t.Source] {
 			pods = append(pods, t.Pod)
 		}
 	}

@@ -147,7 +147,7 @@ func TestCounters(t *testing.T) {
 }
 
 // TestTidied: strays of an address are ended once, when it comes to be guarded; whenever the node becomes
-// primary, what it remembers of connections is loosened; both at the start of the program, before OVN
+// primary or ceases to be, what it remembers of connections is loosened; both at the start of the program, before OVN
 // sends packets here, and again after a failure, which keeps OVN from nothing.
 func TestTidied(t *testing.T) {
 	p := parts{sequence: 5, installed: 4}
@@ -170,7 +170,8 @@ func TestTidied(t *testing.T) {
 		{"loosening fails", as(2), "conntrack loosen", []string{"nft add", "conntrack strays", "conntrack loosen", "ovn"}},
 		{"again", as(2), "", []string{"nft add", "conntrack loosen", "ovn"}},
 		{"nothing new", as(2), "", []string{"nft add", "ovn"}},
-		{"primary until just now", as(0), "", []string{"nft add", "ovn"}},
+		{"primary until just now", as(0), "", []string{"nft add", "conntrack loosen", "ovn"}},
+		{"nothing new", as(0), "", []string{"nft add", "ovn"}},
 		{"primary again", as(4), "", []string{"nft add", "conntrack loosen", "ovn"}},
 		{"another was primary meanwhile, unseen", as(6), "", []string{"nft add", "conntrack loosen", "ovn"}},
 		{"nothing", dataplane.Plan{}, "", []string{"nft add", "ovn"}},

@@ -186,6 +186,24 @@ func packetsBackSoon(t *testing.T, w *world, a addresses, first, second func(*wo
 	}
 }
 
+// packetsByTwoWays: while a service moves away, the pod's packets take the new way and the answers the old
+// one, through a node that is loosened when it ceases to be the primary.
+func packetsByTwoWays(t *testing.T, w *world, a addresses) {
+	w.routePods(t, 1)
+	w.routeLB(t, 1)
+	for _, n := range w.nodes {
+		n.give(t, packetPlan())
+	}
+	source, server := w.from(a.pod), at(a.server, serverPort)
+	s := newStream(t, w.wantSeen(t, w.pods, "tcp", source, server, a.lb))
+	s.wantMore(t, 10)
+	if n := w.nodes[0].loosen(t, a.pod); n != 1 {
+		t.Errorf("%d connections loosened, want 1", n)
+	}
+	w.routePods(t, 2)
+	s.wantMore(t, 100)
+}
+
 func (n *node) loosen(t *testing.T, pod netip.Addr) uint {
 	t.Helper()
 	var loosened uint

@@ -47,6 +47,7 @@ func TestPackets(t *testing.T) {
 		{"back soon, outside first", 2, func(t *testing.T, w *world, a addresses) {
 			packetsBackSoon(t, w, a, (*world).routeLB, (*world).routePods)
 		}},
+		{"by two ways", 2, packetsByTwoWays},
 		{"removed", 1, packetsRemoved},
 		{"guarded later", 1, packetsGuardedLater},
 	}
