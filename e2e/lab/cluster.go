@@ -44,11 +44,15 @@ func OtherPod(node string) string { return "other-" + node }
 // programs of each node.
 func (l *Lab) upNodes(ctx context.Context) error {
 	var processes []controlplane.NodeProcess
-	for _, node := range l.Topology.Nodes() {
+	for i, node := range l.Topology.Nodes() {
 		if err := l.Control.CreateNode(ctx, node.Name, node.Addresses(), node.Annotations, map[string]string{workerLabel: ""}); err != nil {
 			return err
 		}
-		processes = append(processes, controlplane.NodeProcess{Name: node.Name, Netns: node.Netns})
+		mode := "nftables"
+		if i == 2 {
+			mode = "iptables" // one node with the other kind, which has to go with ours as well
+		}
+		processes = append(processes, controlplane.NodeProcess{Name: node.Name, Netns: node.Netns, ProxyMode: mode})
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error { return l.Control.StartMetalLB(groupCtx, processes) })

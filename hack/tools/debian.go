@@ -52,6 +52,7 @@ func labFiles() []debianFile {
 		{"ethtool", "ethtool"},
 		{"tcpdump", "tcpdump"},
 		{"conntrack", "conntrack"},
+		{"iptables", "iptables"},
 		{"curl", "curl"},
 		{"sysctl", "procps"},
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package controlplane runs a real Kubernetes control plane as plain processes: etcd, kube-apiserver, kube-controller-manager, stock
-// MetalLB's controller, and for each node a stock MetalLB speaker (frr-k8s external mode) and kube-proxy (nftables mode). There is no
+// MetalLB's controller, and for each node a stock MetalLB speaker (frr-k8s external mode) and kube-proxy (nftables or iptables mode). There is no
 // kubelet and no scheduler: nodes and pods are API objects, whose network the lab makes.
 //
 // The lab runs it inside network namespaces. Tests of controllers use it without nodes, in their own namespace and without root, as an

@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 
 const proxyTimeout = 30 * time.Second
 
-// StartKubeProxy starts kube-proxy in nftables mode in a node's network namespace, which must not be this process's own, and returns when
+// StartKubeProxy starts kube-proxy in a node's network namespace, which must not be this process's own, and returns when
 // it says it is healthy. The node's object must exist.
 func (c *ControlPlane) StartKubeProxy(ctx context.Context, node NodeProcess) error {
 	if err := c.startKubeProxy(ctx, node); err != nil {
@@ -44,7 +45,7 @@ func (c *ControlPlane) startKubeProxy(ctx context.Context, node NodeProcess) err
 	}
 	healthz := netip.AddrPortFrom(loopback, uint16(ports[0]))
 	metrics := netip.AddrPortFrom(loopback, uint16(ports[1]))
-	text, err := yaml.Marshal(proxyConfiguration(c.options, node.Name, kubeconfig, healthz, metrics))
+	text, err := yaml.Marshal(proxyConfiguration(c.options, node, kubeconfig, healthz, metrics))
 	if err != nil {
 		return err
 	}
@@ -64,15 +65,17 @@ func (c *ControlPlane) startKubeProxy(ctx context.Context, node NodeProcess) err
 
 // proxyConfiguration is a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1). Connection tracking keeps the kernel's values: a
 // network namespace may not change those that are global.
-func proxyConfiguration(o Options, node, kubeconfig string, healthz, metrics netip.AddrPort) map[string]any {
+func proxyConfiguration(o Options, node NodeProcess, kubeconfig string, healthz, metrics netip.AddrPort) map[string]any {
+	// Ten times as often as by default: the lab's rule sets are small, and people wait for them.
+	often := map[string]any{"minSyncPeriod": "100ms", "syncPeriod": "30s"}
 	return map[string]any{
 		"apiVersion":         "kubeproxy.config.k8s.io/v1alpha1",
 		"kind":               "KubeProxyConfiguration",
-		"mode":               "nftables",
+		"mode":               cmp.Or(node.ProxyMode, "nftables"),
 		"clientConnection":   map[string]any{"kubeconfig": kubeconfig},
 		"clusterCIDR":        joinPrefixes(o.PodCIDRs),
 		"detectLocalMode":    "ClusterCIDR",
-		"hostnameOverride":   node,
+		"hostnameOverride":   node.Name,
 		"healthzBindAddress": healthz.String(),
 		"metricsBindAddress": metrics.String(),
 		"conntrack": map[string]any{
@@ -81,8 +84,8 @@ func proxyConfiguration(o Options, node, kubeconfig string, healthz, metrics net
 			"tcpEstablishedTimeout": "0s",
 			"tcpCloseWaitTimeout":   "0s",
 		},
-		// Ten times as often as by default: the lab's rule sets are small, and people wait for them.
-		"nftables": map[string]any{"minSyncPeriod": "100ms", "syncPeriod": "30s"},
+		"nftables": often,
+		"iptables": often,
 	}
 }
 

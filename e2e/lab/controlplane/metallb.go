@@ -45,6 +45,8 @@ const metallbTimeout = 60 * time.Second
 type NodeProcess struct {
 	// Name is that of the Node object, Netns the network namespace of the node's processes.
 	Name, Netns string
+	// ProxyMode is kube-proxy's there: nftables, when empty, or iptables.
+	ProxyMode string
 }
 
 // StartMetalLB installs MetalLB's and frr-k8s' CRDs and MetalLB's roles, then starts MetalLB's controller and one speaker per node, and
