@@ -48,6 +48,23 @@ func Compute(in Input) (Plan, []Problem) {
 	return plan, slices.Compact(c.problems)
 }
 
+// Planner remembers its last plan: the same input comes at least twice for each change, when it has
+// changed and when the flows are there.
+type Planner struct {
+	last     Input
+	plan     Plan
+	problems []Problem
+}
+
+// Plan is Compute.
+func (p *Planner) Plan(in Input) (Plan, []Problem) {
+	if !p.last.equal(in) {
+		p.plan, p.problems = Compute(in)
+		p.last = in
+	}
+	return p.plan, p.problems
+}
+
 type computer struct {
 	in       Input
 	self     NodeFacts

@@ -2,7 +2,11 @@
 
 package dataplane
 
-import "net/netip"
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+)
 
 // Role is what this node is to a service.
 type Role int
@@ -109,4 +113,19 @@ type Problem struct {
 	Service string
 	// Message is one sentence without a full stop.
 	Message string
+}
+
+// equal is whether two inputs are the same. Of what can be large the comparison takes no reflection.
+func (in Input) equal(o Input) bool {
+	return in.Node == o.Node && in.StraysPass == o.StraysPass &&
+		reflect.DeepEqual(in.Nodes, o.Nodes) && reflect.DeepEqual(in.Cluster, o.Cluster) &&
+		slices.EqualFunc(in.Services, o.Services, Service.equal) &&
+		slices.EqualFunc(in.Guards, o.Guards, func(a, b Guard) bool {
+			return a.Address == b.Address && a.Service == b.Service && slices.Equal(a.Ports, b.Ports)
+		})
+}
+
+func (s Service) equal(o Service) bool {
+	return s.Key == o.Key && s.Role == o.Role && s.Primary == o.Primary && s.Standby == o.Standby && s.Epoch == o.Epoch &&
+		s.FailClosed == o.FailClosed && slices.Equal(s.SourceIPs, o.SourceIPs) && slices.Equal(s.Endpoints, o.Endpoints)
 }

@@ -27,6 +27,14 @@ type OVN struct {
 	SourceRoutes []SourceRoute
 }
 
+// Equal is whether two plans ask the same of the database.
+func (o OVN) Equal(other OVN) bool {
+	return slices.Equal(o.Policies, other.Policies) && slices.Equal(o.SourceRoutes, other.SourceRoutes) &&
+		slices.EqualFunc(o.AddressSets, other.AddressSets, func(a, b AddressSet) bool {
+			return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Addresses, b.Addresses)
+		})
+}
+
 // RowID tells rows of ours apart. It is kept in the row's external_ids and stays the same while
 // everything else of the row may change.
 type RowID struct {

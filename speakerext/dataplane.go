@@ -3,8 +3,10 @@
 package speakerext
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -43,7 +45,7 @@ func (s *Speaker) SyncDataplane(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	plan, findings := dataplane.Compute(want.input)
+	plan, findings := s.planner.Plan(want.input)
 	for _, p := range findings {
 		want.problems = append(want.problems, p.Service+": "+p.Message)
 	}
@@ -198,6 +200,9 @@ func (s *Speaker) facts(ctx context.Context) (dataplane.Input, []string, error) 
 	if err != nil {
 		return input, nil, err
 	}
+	// The caches give their objects in any order.
+	slices.SortFunc(podSubnets, netip.Prefix.Compare)
+	slices.SortFunc(serviceSubnets, netip.Prefix.Compare)
 	input.Cluster = dataplane.Cluster{
 		PodSubnets: podSubnets, ServiceSubnets: serviceSubnets, JoinSubnets: s.Subnets.Join,
 		TransitSubnets: s.Subnets.Transit, MasqueradeSubnets: s.Subnets.Masquerade,
@@ -233,8 +238,13 @@ func (s *Speaker) guards(ctx context.Context, all []*followed) ([]dataplane.Guar
 			}
 		}
 	}
+	// In order: equal input is not planned twice.
 	var guards []dataplane.Guard
-	for address, of := range ports {
+	for _, address := range slices.SortedFunc(maps.Keys(ports), netip.Addr.Compare) {
+		of := ports[address]
+		slices.SortFunc(of, func(a, b dataplane.Port) int {
+			return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Number, b.Number))
+		})
 		guards = append(guards, dataplane.Guard{Address: address, Service: owner[address], Ports: of})
 	}
 	return guards, nil

@@ -219,7 +219,7 @@ func podAddresses(pods []corev1.Pod) map[netip.Addr]string {
 // serviceSubnets are those given, else those of the cluster's ServiceCIDR objects.
 func (s *Speaker) serviceSubnets(ctx context.Context) ([]netip.Prefix, error) {
 	if len(s.Subnets.Services) > 0 {
-		return s.Subnets.Services, nil
+		return slices.Clone(s.Subnets.Services), nil
 	}
 	var list networkingv1.ServiceCIDRList
 	if err := s.list(ctx, &list); err != nil {

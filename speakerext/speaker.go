@@ -83,6 +83,7 @@ type Speaker struct {
 	bgpWake, reportWake chan struct{}
 
 	// Of the dataplane loop.
+	planner    dataplane.Planner
 	wasPrimary map[types.NamespacedName]lingering
 	applied    map[string]dataplane.Service // by service key: as of the last application that did not fail
 	// Of the BGP loop.

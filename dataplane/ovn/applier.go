@@ -21,6 +21,9 @@ import (
 // transactTimeout bounds one transaction whatever the caller's context says.
 const transactTimeout = 10 * time.Second
 
+// recheckInterval is how long events alone are trusted to tell of changes.
+const recheckInterval = 30 * time.Second
+
 // ErrNotConnected is returned while the northbound database can't be reached. The applier goes
 // on trying to.
 var ErrNotConnected = errors.New("the OVN northbound database is not connected")
@@ -51,11 +54,16 @@ type Applier struct {
 	reading    sync.Mutex // held while installed is brought up to date
 	installed  atomic.Int64
 	drift      atomic.Uint64
+	events     atomic.Uint64 // changes of rows so far
 	cancel     context.CancelFunc
 	done       sync.WaitGroup
 
 	mu   sync.Mutex
 	want *dataplane.OVN // the plan applied last, whether that succeeded or not
+	// clean says when the database was last seen to hold want: nothing has to be compared until
+	// something changes.
+	clean   seen
+	checked time.Time
 	// sequence is that of the last commit, 0 when there was none or its result is unknown.
 	sequence dataplane.Sequence
 }
@@ -109,19 +117,20 @@ func (a *Applier) Connected() (northbound, openvSwitch bool) {
 func (a *Applier) Apply(ctx context.Context, want dataplane.OVN) (dataplane.Sequence, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.want = &want
+	if a.want == nil || !a.want.Equal(want) {
+		a.want, a.clean = &want, seen{}
+	}
 	s := a.northbound.session()
 	if s == nil {
 		return 0, ErrNotConnected
 	}
-	have := readRows(s.cache)
+	have, changes := a.differs(s, want)
 	if have.router == nil {
 		return 0, fmt.Errorf("%w: no logical router %s", ErrNotReady, dataplane.ClusterRouter)
 	}
 	if have.global == nil {
 		return 0, fmt.Errorf("%w: no row in %s", ErrNotReady, tableGlobal)
 	}
-	changes := difference(want, have)
 	// A bridge that is ahead of the database still shows a sequence of a database that was since
 	// replaced. Counting on from there keeps that from being taken for ours.
 	ahead := max(0, int(a.installed.Load())-have.global.NBCfg)
@@ -174,7 +183,29 @@ func selected(result ovsdb.OperationResult) (dataplane.Sequence, error) {
 	return dataplane.Sequence(value), nil
 }
 
+// seen is a moment of a connection.
+type seen struct {
+	session *session
+	events  uint64
+}
+
+// differs returns what has to change for the database to hold want, and remembers if nothing does.
+func (a *Applier) differs(s *session, want dataplane.OVN) (rows, []ovsdb.Operation) {
+	// Events come after the rows: what is overlooked here has an event still to come.
+	now := seen{s, a.events.Load()}
+	have := readRows(s.cache)
+	if have.router == nil || have.global == nil || a.clean == now && time.Since(a.checked) < recheckInterval {
+		return have, nil
+	}
+	changes := difference(want, have)
+	if len(changes) == 0 {
+		a.clean, a.checked = now, time.Now()
+	}
+	return have, changes
+}
+
 func (a *Applier) signalRow() {
+	a.events.Add(1)
 	select {
 	case a.rowChanged <- struct{}{}:
 	default:
@@ -204,8 +235,8 @@ func (a *Applier) drifted() bool {
 	if s == nil || a.want == nil {
 		return false
 	}
-	have := readRows(s.cache)
-	return have.router != nil && have.global != nil && len(difference(*a.want, have)) > 0
+	_, changes := a.differs(s, *a.want)
+	return len(changes) > 0
 }
 
 // readInstalled follows the integration bridge. While the database is away the value seen last

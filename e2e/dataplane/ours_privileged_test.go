@@ -30,7 +30,8 @@ type ours struct {
 type ourNode struct {
 	dataplane.Dataplane
 	thread
-	name string
+	planner *dataplane.Planner
+	name    string
 }
 
 // newOurs starts the dataplanes, and has them hold nothing.
@@ -52,7 +53,7 @@ func (w *world) newOurs(ctx context.Context) (side, error) {
 }
 
 func newOurNode(n topology.Node) (node ourNode, err error) {
-	node.name = n.Name
+	node.name, node.planner = n.Name, &dataplane.Planner{}
 	if node.thread, err = newThread(n.Netns); err != nil {
 		return node, err
 	}
@@ -86,7 +87,7 @@ func (n ourNode) hold(ctx context.Context, in dataplane.Input) (installed time.T
 		if sequence > 0 && before >= sequence && installed.IsZero() {
 			installed = time.Now()
 		}
-		plan, problems := dataplane.Compute(in)
+		plan, problems := n.planner.Plan(in)
 		if len(problems) > 0 {
 			return installed, fmt.Errorf("%d problems, the first is %v", len(problems), problems[0])
 		}
