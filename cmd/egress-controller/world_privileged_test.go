@@ -221,7 +221,8 @@ func (w *world) quiet(ctx context.Context) error {
 			return err
 		}
 		if extra = w.writes()[before:]; len(extra) == 0 {
-			return errors.Join(w.consistent(ctx), w.witnessed(ctx))
+			// An advertisement goes a second after the label of its Service.
+			return errors.Join(pollFor(ctx, patience/4, "the world is consistent", w.consistent), w.witnessed(ctx))
 		}
 	}
 	texts := make([]string, len(extra))
