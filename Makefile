@@ -78,7 +78,7 @@ tools: ## build and install everything that the lab and the checks need
 bench: ## measure the controller side by side with a bare client, then, as root, the dataplane; BENCH="-cells 5000x1000" for another size (docs/benchmarks.md)
 	$(TOOLS) kubernetes
 	$(MAKE) build
-	$(PLAIN) go test -run '^$$' -bench . -benchmem ./controllerext/election ./controllerext/advertisement
+	$(PLAIN) go test -run '^$$' -bench . -benchmem ./controllerext/election ./controllerext/advertisement ./dataplane
 	$(PLAIN) go test -run '^$$' -bench . -benchtime 400x ./bgp/gobgp
 	$(PLAIN) go build -o bin/bench ./e2e/bench
 	bin/bench $(BENCH)
