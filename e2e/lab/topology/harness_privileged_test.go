@@ -175,14 +175,18 @@ func askUDP(ctx context.Context, netns string, server netip.AddrPort) (string, e
 		return "", err
 	}
 	defer func(c net.Conn) { _ = c.Close() }(connection)
-	deadline, _ := ctx.Deadline()
-	if err := connection.SetDeadline(deadline); err != nil {
-		return "", err
-	}
-	if _, err := connection.Write([]byte("?")); err != nil {
-		return "", err
-	}
+	// A datagram may be lost, above all the first on a way: it is sent again until one is answered.
 	answer := make([]byte, 100)
-	n, err := connection.Read(answer)
-	return string(answer[:n]), err
+	for {
+		if _, err := connection.Write([]byte("?")); err != nil {
+			return "", err
+		}
+		if err := connection.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+			return "", err
+		}
+		n, err := connection.Read(answer)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return string(answer[:n]), err
+		}
+	}
 }
