@@ -37,7 +37,7 @@ func testRouter(t *testing.T, l lab, topology *Topology) {
 func checkRoutes(t *testing.T, topology *Topology, prefix netip.Prefix, hop1, hop2 netip.Addr) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
 	for {
 		routes, err := topology.TorRoutes(ctx, prefix)
@@ -86,7 +86,10 @@ func (l lab) announce(t *testing.T, n Node, prefix, prefix6 netip.Prefix) {
 	t.Helper()
 	folder := filepath.Join(l.options.routerFolder(), n.Name)
 	config := filepath.Join(folder, "bgpd.conf")
-	content := fmt.Sprintf(`router bgp %d
+	// The route map comes first: bgpd would take one that is not there yet to deny everything.
+	content := fmt.Sprintf(`route-map own-address permit 10
+ set ipv6 next-hop global %s
+router bgp %d
  bgp router-id %s
  no bgp ebgp-requires-policy
  no bgp network import-check
@@ -100,9 +103,7 @@ func (l lab) announce(t *testing.T, n Node, prefix, prefix6 netip.Prefix) {
   neighbor %s route-map own-address out
   network %s
  exit-address-family
-route-map own-address permit 10
- set ipv6 next-hop global %s
-`, NodeASN, n.Address, RouterAddress, RouterASN, RouterAddress, prefix, RouterAddress, RouterAddress, prefix6, n.Address6)
+`, n.Address6, NodeASN, n.Address, RouterAddress, RouterASN, RouterAddress, prefix, RouterAddress, RouterAddress, prefix6)
 	if err := FRRFolder(folder, map[string]string{"bgpd.conf": content}); err != nil {
 		t.Fatal(err)
 	}
