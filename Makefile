@@ -41,7 +41,7 @@ test-full: ## run every test, the long ones included
 
 test-unit: ## run the tests that need no privileges, with the race detector where they can be
 	go test -race $(SHORT) ./... | { grep --line-buffered -v 'no test files' || true; }
-	$(PLAIN) go test -count=1 -run '^TestHostilePeer$$' ./bgp/gobgp # see norace_test.go there
+	$(PLAIN) go test -count=1 -run '^TestHostilePeer$$' ./bgp/gobgp # has the build tag !race
 
 test-control: ## run the scripts and the storm of egress-controller against a real API server; needs no root
 	go test -race -tags privileged -count=1 -timeout 15m $(SHORT) ./cmd/egress-controller/

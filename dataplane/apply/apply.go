@@ -163,14 +163,14 @@ func (n *node) Apply(ctx context.Context, plan dataplane.Plan) (dataplane.Sequen
 	if added > 0 {
 		level.Debug(n.logger).Log("event", "nftablesCommitted", "msg", "committed to nftables", "elements", added)
 	}
-	// Before OVN sends packets here; but a failure must not keep it from that.
-	tidied := errors.Join(n.endStrays(plan.Host.Guards), n.loosen(plan.Host))
+	// Before OVN sends packets here. A failure costs old connections and keeps nobody from new ones: the
+	// next Apply tries again.
+	if err := errors.Join(n.endStrays(plan.Host.Guards), n.loosen(plan.Host)); err != nil {
+		level.Warn(n.logger).Log("event", "connectionsNotTidied", "msg", "connections of before may break; trying again", "err", err)
+	}
 	sequence, err := n.ovn.Apply(ctx, plan.OVN)
 	if err != nil {
 		return 0, err
-	}
-	if tidied != nil {
-		return 0, tidied
 	}
 	// The bridge's report fires Changed, and the caller comes back.
 	if n.ovn.Installed() < sequence {

@@ -346,6 +346,22 @@ func TestSurvived(t *testing.T) {
 	expect("after everything was removed", false)
 }
 
+// TestHostProblems: the setting that keeps connections from surviving a move is told, in the namespace asked in.
+func TestHostProblems(t *testing.T) {
+	testbed.RequireTools(t, "nft", "ip")
+	ns := testbed.NewNamespace(t)
+	ns.Do(t, func() {
+		for value, want := range map[string]int{"1": 0, "0": 1} {
+			if err := os.WriteFile("/proc/sys/"+tcpLoose, []byte(value), 0o644); err != nil {
+				t.Error(err)
+			}
+			if got := HostProblems(); len(got) != want {
+				t.Errorf("%s is %s: %q", tcpLoose, value, got)
+			}
+		}
+	})
+}
+
 func TestRemoveLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	l.host.Run(t, "nft", otherTable)

@@ -148,7 +148,7 @@ func TestCounters(t *testing.T) {
 
 // TestTidied: strays of an address are ended once, when it comes to be guarded; whenever the node becomes
 // primary or ceases to be, what it remembers of connections is loosened; both at the start of the program, before OVN
-// sends packets here, and again after a failure, which keeps OVN from nothing.
+// sends packets here, and again after a failure, which keeps the node from nothing.
 func TestTidied(t *testing.T) {
 	p := parts{sequence: 5, installed: 4}
 	n := nodeOf(&p)
@@ -178,8 +178,8 @@ func TestTidied(t *testing.T) {
 		{"guarded and primary once more", as(8), "", []string{"nft add", "conntrack strays", "conntrack loosen", "ovn"}},
 	} {
 		p.calls, p.fail = nil, step.fail
-		if _, err := n.Apply(context.Background(), step.plan); (err != nil) != (step.fail != "") {
-			t.Fatalf("%s: %v", step.what, err)
+		if got, err := n.Apply(context.Background(), step.plan); err != nil || got != p.sequence {
+			t.Fatalf("%s: sequence %d, %v", step.what, got, err)
 		}
 		if d := cmp.Diff(step.calls, p.calls); d != "" {
 			t.Errorf("%s: calls (-want +got):\n%s", step.what, d)

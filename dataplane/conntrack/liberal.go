@@ -32,6 +32,7 @@ func (c *Cleaner) Loosen(pods []netip.Addr, internal []netip.Prefix) (uint, erro
 		byFamily[family][pod] = true
 	}
 	var total uint
+	var failed error // the first
 	for family, wanted := range byFamily {
 		flows, err := c.list(family)
 		if err != nil {
@@ -43,14 +44,16 @@ func (c *Cleaner) Loosen(pods []netip.Addr, internal []netip.Prefix) (uint, erro
 				slices.ContainsFunc(internal, func(p netip.Prefix) bool { return p.Contains(to) }) {
 				continue
 			}
-			// One that has ended meanwhile needs nothing.
-			if err := c.loosen(family, flow); err != nil && !errors.Is(err, unix.ENOENT) {
-				return total, fmt.Errorf("conntrack: %w", err)
+			switch err := c.loosen(family, flow); {
+			case err == nil:
+				total++
+			case errors.Is(err, unix.ENOENT): // it has ended meanwhile
+			case failed == nil:
+				failed = fmt.Errorf("conntrack: loosen %s > %s in zone %d: %w", flow.Forward.SrcIP, flow.Forward.DstIP, flow.Zone, err)
 			}
-			total++
 		}
 	}
-	return total, nil
+	return total, failed
 }
 
 func (c *Cleaner) list(family netlink.InetFamily) ([]*netlink.ConntrackFlow, error) {

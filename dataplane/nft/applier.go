@@ -77,7 +77,8 @@ func (a *Applier) Add(ctx context.Context, want dataplane.Host) (int, error) {
 
 // rebuild replaces the whole table in one transaction: it holds something that can't be changed in
 // place, such as a set of another type or a chain with another priority, which another version of this
-// program or somebody else has made. What is leaving is kept.
+// program or somebody else has made. Translations stay until Remove takes them away, and what is to be
+// ended is kept.
 func (a *Applier) rebuild(ctx context.Context, add func(*contents, *changes)) (int, error) {
 	empty := wanted(dataplane.Host{})
 	empty.base = false
@@ -86,10 +87,7 @@ func (a *Applier) rebuild(ctx context.Context, add func(*contents, *changes)) (i
 	tx.tx.Delete(&knftables.Table{})
 	add(&empty, tx)
 	if old, err := list(ctx, a.nft); err == nil {
-		for _, t := range old.leaving() {
-			tx.tx.Add(element(of(t.Pod).leaving, pairKey(t), ""))
-			empty.sets[of(t.Pod).leaving.name][pairKey(t)] = ""
-		}
+		tx.keep(old)
 	}
 	if err := a.nft.Run(ctx, tx.tx); err != nil {
 		return 0, fmt.Errorf("table %s: %w", Table, err)
@@ -263,6 +261,32 @@ func (c *changes) addBase() {
 	addBase(c.tx)
 	c.based = true
 	c.written++
+}
+
+// keep takes over of a table that is replaced what must not be lost with it. Entries that don't read as
+// pairs of addresses are not ours.
+func (c *changes) keep(old *contents) {
+	for _, n := range []*names{names4, names6} {
+		for pod, source := range old.sets[n.snat.name] {
+			if _, ok := pairOf(key(pod, source)); ok && !has(c.sets[n.snat.name], pod) {
+				c.tx.Add(element(n.snat, pod, source))
+				c.sets[n.snat.name][pod] = source
+			}
+		}
+		for source := range old.sets[n.accounts.name] {
+			if pair := n.accounts.pair(source, ""); !has(c.sets[n.accounts.name], source) {
+				if t, ok := pairOf(pair); ok {
+					old.sets[n.leaving.name][pairKey(t)] = ""
+				}
+			}
+		}
+	}
+	for _, t := range old.leaving() {
+		if set := of(t.Pod).leaving; !has(c.sets[set.name], pairKey(t)) {
+			c.tx.Add(element(set, pairKey(t), ""))
+			c.sets[set.name][pairKey(t)] = ""
+		}
+	}
 }
 
 func (c *changes) emptyForeign() {

@@ -132,15 +132,22 @@ func (n *node) end(t *testing.T, leaving []dataplane.Translation) uint {
 	return ended
 }
 
-// packetsTakenOver moves the two ways of an open connection to another node, and back.
-func packetsTakenOver(t *testing.T, w *world, a addresses, first, second func(*world, *testing.T, int)) {
+// streamBy begins a connection of a pod, both ways by the first node; the second node has this plan.
+func (w *world) streamBy(t *testing.T, a addresses, second dataplane.Host) (s *stream, source, server netip.AddrPort) {
+	t.Helper()
 	w.routePods(t, 1)
 	w.routeLB(t, 1)
 	w.nodes[0].give(t, packetPlan())
-	w.nodes[1].give(t, standby())
-	source, server := w.from(a.pod), at(a.server, serverPort)
-	s := newStream(t, w.wantSeen(t, w.pods, "tcp", source, server, a.lb))
+	w.nodes[1].give(t, second)
+	source, server = w.from(a.pod), at(a.server, serverPort)
+	s = newStream(t, w.wantSeen(t, w.pods, "tcp", source, server, a.lb))
 	s.wantMore(t, 10)
+	return s, source, server
+}
+
+// packetsTakenOver moves the two ways of an open connection to another node, and back.
+func packetsTakenOver(t *testing.T, w *world, a addresses, first, second func(*world, *testing.T, int)) {
+	s, source, server := w.streamBy(t, a, standby())
 	for _, to := range []int{2, 1} {
 		w.takeOver(t, source.Port(), to, first, second)
 		s.wantMore(t, 50)
@@ -169,14 +176,7 @@ func packetsTakenOver(t *testing.T, w *world, a addresses, first, second func(*w
 // packetsBackSoon moves the two ways of an open connection to another node and, while the first still
 // remembers it, back: as that node becomes primary, what it remembers is loosened.
 func packetsBackSoon(t *testing.T, w *world, a addresses, first, second func(*world, *testing.T, int)) {
-	w.routePods(t, 1)
-	w.routeLB(t, 1)
-	for _, n := range w.nodes {
-		n.give(t, packetPlan())
-	}
-	source, server := w.from(a.pod), at(a.server, serverPort)
-	s := newStream(t, w.wantSeen(t, w.pods, "tcp", source, server, a.lb))
-	s.wantMore(t, 10)
+	s, source, _ := w.streamBy(t, a, packetPlan())
 	for _, to := range []int{2, 1} {
 		if n := w.nodes[to-1].loosen(t, a.pod); n != 1 && to == 1 {
 			t.Errorf("%d connections loosened, want 1", n)
@@ -186,17 +186,18 @@ func packetsBackSoon(t *testing.T, w *world, a addresses, first, second func(*wo
 	}
 }
 
+// inZone has the nodes track all connections in a zone, as Open vSwitch does those that pass it.
+func (w *world) inZone(t *testing.T) {
+	t.Helper()
+	for _, n := range w.nodes {
+		n.Run(t, "nft", "table inet tracked { chain early { type filter hook prerouting priority -300; ct zone set 7; }; }")
+	}
+}
+
 // packetsByTwoWays: while a service moves away, the pod's packets take the new way and the answers the old
 // one, through a node that is loosened when it ceases to be the primary.
 func packetsByTwoWays(t *testing.T, w *world, a addresses) {
-	w.routePods(t, 1)
-	w.routeLB(t, 1)
-	for _, n := range w.nodes {
-		n.give(t, packetPlan())
-	}
-	source, server := w.from(a.pod), at(a.server, serverPort)
-	s := newStream(t, w.wantSeen(t, w.pods, "tcp", source, server, a.lb))
-	s.wantMore(t, 10)
+	s, _, _ := w.streamBy(t, a, packetPlan())
 	if n := w.nodes[0].loosen(t, a.pod); n != 1 {
 		t.Errorf("%d connections loosened, want 1", n)
 	}

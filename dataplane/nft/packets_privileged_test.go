@@ -47,6 +47,12 @@ func TestPackets(t *testing.T) {
 		{"back soon, outside first", 2, func(t *testing.T, w *world, a addresses) {
 			packetsBackSoon(t, w, a, (*world).routeLB, (*world).routePods)
 		}},
+		{"back soon, in a zone", 2, func(t *testing.T, w *world, a addresses) {
+			if a.version == "IPv4" { // the nodes are both families'
+				w.inZone(t)
+			}
+			packetsBackSoon(t, w, a, (*world).routePods, (*world).routeLB)
+		}},
 		{"by two ways", 2, packetsByTwoWays},
 		{"removed", 1, packetsRemoved},
 		{"guarded later", 1, packetsGuardedLater},
