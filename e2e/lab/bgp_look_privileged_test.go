@@ -27,6 +27,23 @@ import (
 	"github.com/metallb-egress/metallb-egress/e2e/lab/topology"
 )
 
+// step is a test in a lab that it leaves as it was.
+type step struct {
+	name string
+	run  func(*testing.T, *lab.Lab)
+}
+
+// inTurn runs the steps one after another, each in a lab that is settled.
+func inTurn(t *testing.T, l *lab.Lab, steps []step) {
+	for _, s := range steps {
+		t.Run(s.name, func(t *testing.T) {
+			settled(t, l)
+			s.run(t, l)
+		})
+	}
+	settled(t, l)
+}
+
 // settled waits until all sessions are in order and the example is announced.
 func settled(t *testing.T, l *lab.Lab) {
 	t.Helper()

@@ -44,10 +44,7 @@ func testBGP(t *testing.T, l *lab.Lab) {
 	if err := metallbv1beta2.AddToScheme(l.Client.Scheme()); err != nil {
 		t.Fatal(err)
 	}
-	for _, test := range []struct {
-		name string
-		run  func(*testing.T, *lab.Lab)
-	}{
+	inTurn(t, l, []step{
 		{"ordinary service", testOrdinaryService},
 		{"session states", testSessionStates},
 		{"metrics", testMetrics},
@@ -55,13 +52,7 @@ func testBGP(t *testing.T, l *lab.Lab) {
 		{"wrong AS number", testWrongASN},
 		{"not honored", testNotHonored},
 		{"frr-k8s", testFRRK8s},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			settled(t, l)
-			test.run(t, l)
-		})
-	}
-	settled(t, l)
+	})
 }
 
 // testOrdinaryService has MetalLB announce a dual-stack Service that no EgressService concerns, with one BGPAdvertisement that is changed
